@@ -1,0 +1,42 @@
+# make demo   eight peers train together on this machine
+# make test   everything that is checked before a change lands
+# make check  the fast part of that: format, lint, types, imports
+# make bench  the benchmarks
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Set PIP_EXTRA_INDEX_URL to PyTorch's CPU index to avoid its CUDA packages; pip reads it from the environment.
+export PIP_EXTRA_INDEX_URL
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: demo test check bench venv clean
+.DEFAULT_GOAL := demo
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@sh tools/system-packages.sh $(PYTHON)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: venv
+	$(BIN)/p2pfl demo $(ARGS)
+
+check: venv
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python docs/draw_layers.py --check
+
+test: check
+	$(BIN)/python -m pytest
+
+bench: venv
+	$(BIN)/python benchmarks/round.py
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,326 @@
+"""The commands: each reads its arguments, calls one function of the layers below, and says what comes next."""
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+
+from p2pfl import __version__
+from p2pfl.core.errors import InvalidConfig, P2pflError
+
+HELP = """Peer-to-peer, decentralised federated learning: one model from data that never leaves its premises, no server.
+
+See it run:           p2pfl demo
+
+Set up a member:      p2pfl init bank-a
+
+Agree on a charter:   p2pfl charter new | join | sign | show | check
+
+Take part:            p2pfl peer --config bank-a/peer.toml
+
+Use the model:        p2pfl report | evaluate | predict | export
+
+Every command explains itself with --help; --debug after any command shows the traceback of an error.
+"""
+
+app = typer.Typer(help=HELP, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+charter_app = typer.Typer(
+    help="Draw up, join, sign, show and check a charter: what all members agree on before round 0.", no_args_is_help=True
+)
+app.add_typer(charter_app, name="charter")
+
+CharterFile = Annotated[Path, typer.Argument(help="The charter's file.")]
+ConfigFile = Annotated[
+    Path, typer.Option("--config", "-c", help="This member's peer.toml, or the folder it is in.", show_default=True)
+]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or one member's.")]
+
+
+def _say(text: str) -> None:
+    Console(highlight=False, soft_wrap=True).print(text, markup=False)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        _say(f"p2pfl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    del version
+
+
+@app.command()
+def init(
+    name: Annotated[str, typer.Argument(help="The member's name in the charter, and of the folder that is made.")],
+    listen: Annotated[
+        list[str] | None, typer.Option(help="Where this peer listens, e.g. /ip4/0.0.0.0/tcp/4001. Repeatable.")
+    ] = None,
+    announce: Annotated[
+        list[str] | None,
+        typer.Option(help="Where the others reach it, e.g. /dns4/peer.bank-a.example/tcp/4001. Repeatable."),
+    ] = None,
+    folder: Annotated[Path, typer.Option(help="Where to make the member's folder.")] = Path(),
+) -> None:
+    """Make a member's folder: its identity key (mode 0600) and its peer.toml."""
+    from p2pfl.core.config import PeerConfig
+    from p2pfl.core.settings import validate
+    from p2pfl.node.federation import CONFIG_FILE, check_address, create_home
+
+    values: dict[str, Any] = {"name": name}
+    if listen:
+        values["listen"] = listen
+    if announce:
+        values["announce"] = announce
+    config = validate(PeerConfig, values, "p2pfl init")
+    for address in (*config.listen, *config.announce):
+        check_address(address, "p2pfl init")
+    home = create_home(folder / name, config)
+    _say(f"{name} is {home.identity().peer_id}")
+    _say(f"its key and settings are in {home.path}{'' if announce else '; write into'}", )
+    if not announce:
+        _say(f"  {home.path / CONFIG_FILE}: announce = [\"/dns4/YOUR-HOST/tcp/4001\"], where the others reach this peer")
+    _say(f"next: p2pfl charter join CHARTER --config {home.path}, with the draft you were sent;")
+    _say("      or draw one up: p2pfl charter new FOLDER --task digits")
+
+
+@charter_app.command("new")
+def charter_new(
+    folder: Annotated[Path, typer.Argument(help="Where charter.toml and initial.safetensors are put.")],
+    name: Annotated[str, typer.Option(help="The federation's name.")] = "federation",
+    task: Annotated[str, typer.Option(help="A built-in task, or file.py:ClassName in that folder.")] = "digits",
+    topology: Annotated[str, typer.Option(help="exponential, ring, complete or random-regular.")] = "exponential",
+    rounds: Annotated[int, typer.Option(help="Rounds of local training and averaging.")] = 60,
+    seed: Annotated[int, typer.Option(help="Draws the initial model.")] = 0,
+) -> None:
+    """Draw up a charter without members: the task, the initial model and the terms."""
+    from p2pfl.node.federation import CHARTER_FILE, draft_charter, save_charter
+
+    path = folder / CHARTER_FILE
+    if path.exists():
+        raise InvalidConfig(f"{path}: exists already; name another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    terms = {"training": {"rounds": rounds}, "averaging": {"topology": topology}}
+    charter = draft_charter(folder, name, task, terms, seed)
+    save_charter(path, charter)
+    _say(f"{path}: a draft of {charter.name}: {task}, {charter.model.parameters} parameters, no members yet")
+    _say("edit its terms now: nobody can change them once members have signed")
+    _say(f"next: every member runs p2pfl charter join {path} --config THEIR-FOLDER, and passes the folder on")
+
+
+@charter_app.command("join")
+def charter_join(charter: CharterFile = Path("charter.toml"), config: ConfigFile = Path("peer.toml")) -> None:
+    """Add this member to a draft, or update its addresses there. Signatures given so far become void."""
+    from p2pfl.core.charter import Member
+    from p2pfl.node.federation import join_charter, load_charter, open_home, save_charter
+
+    home = open_home(config)
+    if not home.config.announce:
+        raise InvalidConfig(
+            f"{config}: announce: empty; write where the others reach this peer, e.g. [\"/dns4/peer.example.org/tcp/4001\"]"
+        )
+    member = Member(name=home.config.name, peer_id=home.identity().peer_id, addresses=home.config.announce)
+    draft = load_charter(charter)
+    joined = join_charter(draft, member)
+    save_charter(charter, joined)
+    _say(f"{charter}: {member.name} has joined; members: {', '.join(known.name for known in joined.members)}")
+    if draft.signatures:
+        _say(f"the signatures of {', '.join(draft.signatures)} were for the draft as it was; they must sign again")
+    _say(f"next: when all have joined, every member runs p2pfl charter sign {charter} --config THEIR-FOLDER")
+
+
+@charter_app.command("sign")
+def charter_sign(charter: CharterFile = Path("charter.toml"), config: ConfigFile = Path("peer.toml")) -> None:
+    """Sign the charter as this member, after checking its task file and its initial model."""
+    from p2pfl.crypto.identity import charter_faults, sign_charter
+    from p2pfl.node.federation import load_charter, open_home, save_charter, terms_faults
+
+    home = open_home(config)
+    draft = load_charter(charter)
+    for fault in terms_faults(charter, draft):
+        raise InvalidConfig(f"not signed: {fault}")
+    signed = sign_charter(draft, home.config.name, home.identity())
+    save_charter(charter, signed)
+    _say(f"{charter}: {home.config.name} has signed {signed.hash().hex()[:16]}")
+    faults = charter_faults(signed)
+    if faults:
+        _say(f"missing: {'; '.join(faults)}")
+        _say("next: pass the folder on to them")
+    else:
+        _say(f"all {len(signed.members)} members have signed: the charter is in force")
+        _say(f"next: everyone takes this folder, and runs p2pfl peer --config {config}")
+
+
+@charter_app.command("show")
+def charter_show(charter: CharterFile = Path("charter.toml")) -> None:
+    """Print what a charter says, in words."""
+    from p2pfl.node.federation import load_charter
+    from p2pfl.simulation.charter_text import describe_charter
+
+    for line in describe_charter(load_charter(charter)):
+        _say(line)
+
+
+@charter_app.command("check")
+def charter_check(charter: CharterFile = Path("charter.toml")) -> None:
+    """Check signatures, task file and initial model; name who or what is missing or wrong. Exit code 2 if anything is."""
+    from p2pfl.crypto.identity import charter_faults
+    from p2pfl.node.federation import load_charter, terms_faults
+
+    known = load_charter(charter)
+    faults = [*terms_faults(charter, known), *charter_faults(known)]
+    for fault in faults:
+        _say(f"- {fault}")
+    if faults:
+        raise InvalidConfig(f"{charter}: not in force: {len(faults)} thing{'s' if len(faults) > 1 else ''} missing or wrong")
+    _say(f"{charter}: in force: {known.name}, {len(known.members)} members, {known.hash().hex()[:16]}")
+
+
+@app.command()
+def peer(config: ConfigFile = Path("peer.toml")) -> None:
+    """Run this member's peer until the federation's last round. Ctrl-C leaves at the end of a round."""
+    from p2pfl.node.federation import open_home
+    from p2pfl.node.live import LiveView
+    from p2pfl.node.peer import Peer
+
+    home = open_home(config)
+    prepared = Peer.prepare(home)
+    charter = prepared.federation.charter
+    console = Console(highlight=False)
+    with LiveView([home.config.name], charter.training.rounds, console, str(home.run_path)) as view:
+        prepared.run(watch=lambda entry: view.update({home.config.name: [entry]}))
+    _say(f"the model is in {home.run_path / 'model.safetensors'}")
+    _say(f"next: p2pfl evaluate {home.path}")
+
+
+@app.command()
+def demo(
+    peers: Annotated[int, typer.Option(help="How many peers, each a process of its own.")] = 8,
+    topology: Annotated[str, typer.Option(help="exponential, ring, complete or random-regular.")] = "exponential",
+    rounds: Annotated[int, typer.Option(help="Rounds of local training and averaging.")] = 60,
+    task: Annotated[str, typer.Option(help="digits, breast-cancer, or file.py:ClassName.")] = "digits",
+    alpha: Annotated[float, typer.Option(help="How alike the peers' data is: Dirichlet; smaller is less alike.")] = 0.5,
+    seed: Annotated[int, typer.Option(help="Draws the shares of data, the initial model and all orders.")] = 0,
+    run: Annotated[Path | None, typer.Option(help="The run's folder; by default a new one in runs/.")] = None,
+) -> None:
+    """Let a federation of real peers train on this machine, and see what it gained."""
+    from p2pfl.node.live import LiveView
+    from p2pfl.simulation.demo import DemoSettings, prepare_demo, run_demo
+    from p2pfl.simulation.report import report as make_report
+
+    path = run or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
+    settings = DemoSettings(peers=peers, topology=topology, rounds=rounds, task=task, alpha=alpha, seed=seed)
+    federation = prepare_demo(path, settings)
+    console = Console(highlight=False)
+    with LiveView([home.config.name for home in federation.homes], rounds, console, str(path)) as view:
+        run_demo(federation, view, debug=_debug)
+    made = make_report(path)
+    console.print(made.table)
+    _say_next(path)
+
+
+def _say_next(path: Path) -> None:
+    _say(f"plots, traces and models are in {path}")
+    _say(f"next: p2pfl evaluate {path}, p2pfl export {path} model.safetensors, or your own task: docs/own-task.md")
+
+
+@app.command()
+def report(run: RunFolder) -> None:
+    """Draw a run's tables and plots again."""
+    from p2pfl.simulation.report import report as make_report
+
+    Console(highlight=False).print(make_report(run).table)
+    _say(f"plots are in {run}")
+
+
+@app.command()
+def evaluate(
+    run: RunFolder,
+    member: Annotated[str | None, typer.Option(help="Whose model; by default the first that finished.")] = None,
+) -> None:
+    """Print accuracy, AUC, KS and the confusion matrix of the model on data that nobody trained on."""
+    from p2pfl.simulation.outcome import evaluate_run, render_evaluation
+
+    console = Console(highlight=False)
+    console.print(render_evaluation(evaluate_run(run, member)))
+
+
+@app.command()
+def predict(
+    run: RunFolder,
+    data: Annotated[Path, typer.Argument(help="CSV, Parquet or .npy with a row per example, inputs only.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write here instead of printing.")] = None,
+    member: Annotated[str | None, typer.Option(help="Whose model; by default the first that finished.")] = None,
+) -> None:
+    """Classify examples with a run's model: CSV with a label and each class's probability."""
+    from p2pfl.simulation.outcome import predict_run
+
+    text = predict_run(run, data, member)
+    if output is None:
+        typer.echo(text, nl=False)
+    else:
+        output.write_text(text)
+        _say(f"{output}: {text.count(chr(10)) - 1} predictions")
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    output: Annotated[Path, typer.Argument(help="The safetensors file to write.")],
+    member: Annotated[str | None, typer.Option(help="Whose model; by default the first that finished.")] = None,
+) -> None:
+    """Write a run's model as safetensors, for torch or anything else."""
+    from p2pfl.simulation.outcome import export_run
+
+    chosen, agreed = export_run(run, output, member)
+    _say(f"{output}: the model of {chosen}" + (", within the charter's tolerance of all others" if agreed else ""))
+    if not agreed:
+        _say("the peers did not average down to the charter's tolerance: other members' models differ from this one")
+
+
+_debug = False
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; an error is one line and an exit code: 2 for settings, 1 for a run that failed."""
+    global _debug  # noqa: PLW0603 - one flag of one process, set once before anything runs
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    _debug = "--debug" in given
+    try:
+        code = app(args=[argument for argument in given if argument != "--debug"], standalone_mode=False)
+    except (P2pflError, click.ClickException, click.Abort, KeyboardInterrupt) as error:
+        if _debug and isinstance(error, P2pflError):
+            raise
+        sys.exit(_explain(error))
+    except OSError as error:
+        if _debug:
+            raise
+        sys.stderr.write(f"error: {error.filename or 'system'}: {error.strerror}\n")
+        sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _explain(error: BaseException) -> int:
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        sys.stderr.write("stopped\n")
+        return 130
+    if isinstance(error, click.ClickException):
+        sys.stderr.write(f"error: {error.format_message()}\n")
+        return error.exit_code
+    assert isinstance(error, P2pflError)
+    sys.stderr.write(f"error: {error}\n")
+    return error.exit_code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Words and contracts every layer shares; imports nothing of ours."""

@@ -1,0 +1,158 @@
+"""The charter: what all members agree on before round 0. Hashed, signed by each, and its hash in every message.
+
+A draft is a charter that some members have not signed. Anything that two peers must hold in common to average stands here,
+and nothing that is one peer's own business (that is `p2pfl.core.config`).
+"""
+
+import hashlib
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from p2pfl.core.canonical import canonical
+from p2pfl.core.ids import PeerId
+from p2pfl.core.settings import Settings
+
+Topology = Literal["exponential", "ring", "complete", "random-regular"]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+
+def check_name(name: str) -> str:
+    """Return `name` if it can name a member or a federation: it becomes a folder and a key in tables.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"{name!r} is no name: up to 63 letters, digits, '.', '_' and '-', the first a letter or a digit"
+        )
+    return name
+
+
+class Member(Settings):
+    """An organisation's peer."""
+
+    name: str
+    peer_id: str
+    addresses: Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
+
+    _check_name = field_validator("name")(check_name)
+
+
+class TaskTerms(Settings):
+    """What is trained: a built-in task's name, or `file.py:ClassName` beside the charter, and that file's SHA-256."""
+
+    source: str
+    sha256: Sha256
+
+
+class ModelTerms(Settings):
+    """The common initial model, a safetensors file beside the charter, its SHA-256, and how many float32 values it averages."""
+
+    file: str
+    sha256: Sha256
+    parameters: Annotated[int, Field(ge=1)]
+
+
+class TrainingTerms(Settings):
+    """What each peer does in a round.
+
+    Attributes:
+        clip_norm: a round's local update is scaled down to this L2 norm; 0 leaves it as it is.
+    """
+
+    algorithm: Literal["d-psgd"] = "d-psgd"
+    rounds: Annotated[int, Field(ge=0, le=10_000_000)] = 60
+    local_steps: Annotated[int, Field(ge=1)] = 2
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    clip_norm: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+
+
+class AveragingTerms(Settings):
+    """Who averages with whom, and until when.
+
+    Attributes:
+        topology_seed: draws the overlay of `random-regular`.
+        masks: whether single updates are hidden from neighbors.
+        tolerance: after the last training round the peers average until the consensus distance is below this.
+        settle_rounds: at most so many rounds of that.
+    """
+
+    topology: Topology = "exponential"
+    topology_seed: Annotated[int, Field(ge=0)] = 0
+    masks: Literal["off"] = "off"
+    tolerance: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-6
+    settle_rounds: Annotated[int, Field(ge=0, le=100_000)] = 500
+
+
+class Deadlines(Settings):
+    """How long a peer waits, in seconds.
+
+    Attributes:
+        start: for its neighbors, before round 0.
+        round: for its neighbors' updates of a round, once its own is sent.
+        heartbeat: between signs of life on a quiet link.
+        silence: without any sign of life, after which a link counts as dead.
+    """
+
+    start: Annotated[float, Field(gt=0, le=86_400)] = 300.0
+    round: Annotated[float, Field(gt=0, le=86_400)] = 60.0
+    heartbeat: Annotated[float, Field(gt=0, le=3_600)] = 5.0
+    silence: Annotated[float, Field(gt=0, le=86_400)] = 20.0
+
+    @model_validator(mode="after")
+    def _heartbeats_fit(self) -> "Deadlines":
+        if self.silence < 2 * self.heartbeat:
+            raise ValueError("silence must be at least twice heartbeat, or a peer that is well counts as dead")
+        return self
+
+
+class Charter(Settings):
+    """The federation agreement."""
+
+    name: str
+    version: Annotated[int, Field(ge=1)] = 1
+    task: TaskTerms
+    model: ModelTerms
+    training: TrainingTerms = TrainingTerms()
+    averaging: AveragingTerms = AveragingTerms()
+    deadlines: Deadlines = Deadlines()
+    members: Annotated[tuple[Member, ...], Field(strict=False)] = ()
+    signatures: dict[str, str] = {}
+
+    _check_name = field_validator("name")(check_name)
+
+    @model_validator(mode="after")
+    def _members_differ(self) -> "Charter":
+        for what, values in (("name", [m.name for m in self.members]), ("peer_id", [m.peer_id for m in self.members])):
+            twice = sorted({value for value in values if values.count(value) > 1})
+            if twice:
+                raise ValueError(f"two members have the {what} {twice[0]}; each needs its own")
+        strangers = sorted(set(self.signatures) - {m.name for m in self.members})
+        if strangers:
+            raise ValueError(f"signed by {strangers[0]}, who is not a member; remove that signature or add the member")
+        return self
+
+    def terms(self) -> dict[str, Any]:
+        """Return everything but the signatures, members in the order of their names, as plain values."""
+        values: dict[str, Any] = self.model_dump(exclude={"signatures"})
+        values["members"] = sorted(values["members"], key=lambda member: member["name"])
+        return values
+
+    def hash(self) -> bytes:
+        """Return the 32 bytes by which peers know this charter: the SHA-256 of its terms' canonical encoding."""
+        return hashlib.sha256(canonical(["p2pfl/charter/1", self.terms()])).digest()
+
+    def roster(self) -> tuple[PeerId, ...]:
+        """Return the members' peer ids in the order of their names: the overlay's nodes, whatever the order of the file.
+
+        By name, so that a run with fresh keys has the same overlay.
+        """
+        return tuple(PeerId(member.peer_id) for member in sorted(self.members, key=lambda member: member.name))
+
+    def member(self, name: str) -> Member | None:
+        """Return the member of this name, if there is one."""
+        return next((member for member in self.members if member.name == name), None)

@@ -1,0 +1,244 @@
+"""The contract of every protocol: a machine without I/O.
+
+A machine takes one input and the time, and returns effects, in order; it never waits, reads a clock, draws entropy or touches
+the world. Whoever runs it (sockets in `p2pfl.node.driver`, a simulated network, a test) carries the effects out and feeds back
+what happens. A machine checks an input before it changes anything, so an input that raises leaves it as it was. What a remote
+peer does wrong never raises: it becomes effects that cost that peer.
+
+Vectors travel by reference: from the moment one enters an input or an effect, nobody writes to it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from p2pfl.core.errors import P2pflError, RemoteError
+from p2pfl.core.ids import PeerId, Round, Seconds
+from p2pfl.core.trace import Event
+from p2pfl.core.wire import Message
+
+Vector = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The driver is ready; the first input, once."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkUp:
+    """Lanes to and from `peer` stand, and both have said Hello under our charter."""
+
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class LinkDown:
+    """The link to `peer` is gone."""
+
+    peer: PeerId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A message without a payload arrived."""
+
+    peer: PeerId
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class BulkOffered:
+    """The header of a message with a payload arrived; nothing is allocated.
+
+    Answered by exactly one `AcceptBulk`, `RefuseBulk` or `Disconnect`.
+    """
+
+    peer: PeerId
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class BulkReceived:
+    """The payload of an accepted offer arrived whole, and its hash is right."""
+
+    peer: PeerId
+    message: Message
+    payload: bytearray
+
+
+@dataclass(frozen=True, slots=True)
+class TimerFired:
+    """The time set for `key` has come."""
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """The local steps of `round` are done; `vector` is fresh."""
+
+    round: Round
+    vector: Vector
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """The work of the `Compute` effect with this key is done."""
+
+    key: str
+    result: object
+
+
+@dataclass(frozen=True, slots=True)
+class StopRequested:
+    """The operator asks this peer to leave, at the end of the round it is in."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkFailed:
+    """Local steps or a computation raised one of our errors."""
+
+    error: P2pflError
+
+
+Input = (
+    Started
+    | LinkUp
+    | LinkDown
+    | Received
+    | BulkOffered
+    | BulkReceived
+    | TimerFired
+    | Trained
+    | Computed
+    | WorkFailed
+    | StopRequested
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send `message`, which has no payload, to `peer`; lost if there is no link."""
+
+    peer: PeerId
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class SendBulk:
+    """Send `message` with `payload` to each of `peers` that has a link."""
+
+    peers: tuple[PeerId, ...]
+    message: Message
+    payload: Vector
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptBulk:
+    """Allocate, and receive the payload just offered."""
+
+
+@dataclass(frozen=True, slots=True)
+class RefuseBulk:
+    """Skip the payload just offered; the link stays."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetTimer:
+    """Give `TimerFired(key)` once `at` has come; an earlier time set for the same key is forgotten."""
+
+    key: str
+    at: Seconds
+
+
+@dataclass(frozen=True, slots=True)
+class CancelTimer:
+    """Forget the time set for `key`, if any."""
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnect:
+    """Close the link to `peer` and do not seek it again for a while."""
+
+    peer: PeerId
+    error: RemoteError
+
+
+@dataclass(frozen=True, slots=True)
+class Train:
+    """Make the local steps of `round` from `vector`, beside the network loop; answered by `Trained` or `WorkFailed`."""
+
+    round: Round
+    vector: Vector
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """Evaluate the pure `work`; answered by `Computed` with `key`, or `WorkFailed`.
+
+    Attributes:
+        size: bytes that the work reads; so that the driver knows what is worth a thread beside the network loop.
+    """
+
+    key: str
+    work: Callable[[], object]
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Emit:
+    """Write `event` to the trace."""
+
+    event: Event
+
+
+@dataclass(frozen=True, slots=True)
+class Adopt:
+    """`vector` is this peer's model after `round`."""
+
+    round: Round
+    vector: Vector
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Nothing is left to do; with an error, the run failed."""
+
+    error: P2pflError | None = None
+
+
+Effect = (
+    Send
+    | SendBulk
+    | AcceptBulk
+    | RefuseBulk
+    | SetTimer
+    | CancelTimer
+    | Disconnect
+    | Train
+    | Compute
+    | Emit
+    | Adopt
+    | Finish
+)
+
+
+class Machine(Protocol):
+    """A protocol without I/O."""
+
+    def handle(self, input: Input, now: Seconds) -> list[Effect]:
+        """Take one input at time `now` of a monotonic clock, and return what is to be done, in order.
+
+        Raises:
+            OutOfTurn: the input is impossible in this state: the driver is at fault.
+        """

@@ -1,0 +1,179 @@
+"""What a peer reports, as typed events; one JSON object a line in its trace.
+
+The live view, the report and the tests read nothing else. An event names members as the charter does. The writer adds the
+time (`at`, seconds since 1970) and the bytes so far (`bytes_in`, `bytes_out`).
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from enum import StrEnum
+from typing import Any, ClassVar
+
+from p2pfl.core.errors import Malformed
+
+
+class State(StrEnum):
+    """What a peer is doing, as the live view shows it."""
+
+    STARTING = "starting"
+    LINKING = "linking"
+    TRAINING = "training"
+    SETTLING = "settling"
+    LEAVING = "leaving"
+    DONE = "done"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class PeerStarted:
+    """The first line of a trace: who this is and under what."""
+
+    name: ClassVar[str] = "started"
+    member: str
+    peer: str
+    charter: str
+    neighbors: tuple[str, ...]
+    parameters: int
+    examples: int
+
+
+@dataclass(frozen=True, slots=True)
+class StateChanged:
+    """The peer passed to another state."""
+
+    name: ClassVar[str] = "state"
+    state: State
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class LinkChanged:
+    """A link to a neighbor came up or went down."""
+
+    name: ClassVar[str] = "link"
+    neighbor: str
+    up: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RoundEnded:
+    """The record of a round: who was in the average, who was absent and why. Nothing is a silent subset.
+
+    Attributes:
+        heard: neighbors whose updates are in the average.
+        absent: neighbors whose weight this peer gave to itself, with the reason.
+        seconds: from the start of this round to the start of the next.
+        loss: of the local steps, averaged; None in rounds that only average.
+        spread: largest squared distance from a neighbor's vector to this peer's, before averaging.
+        settling: whether the round only averages.
+    """
+
+    name: ClassVar[str] = "round"
+    round: int
+    seconds: float
+    heard: tuple[str, ...]
+    absent: dict[str, str]
+    loss: float | None
+    spread: float
+    settling: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """The averaged model's metrics on the held-out data, after so many rounds: 0 is the common initial model."""
+
+    name: ClassVar[str] = "evaluated"
+    rounds: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Something a remote did was refused; the peer goes on."""
+
+    name: ClassVar[str] = "refused"
+    who: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something the operator should know."""
+
+    name: ClassVar[str] = "note"
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class PeerFinished:
+    """The last line of a trace.
+
+    Attributes:
+        outcome: `done`, `stopped` (asked to) or `failed`.
+        agreed: whether the models are known to be within the charter's tolerance of each other.
+        reason: why it failed.
+    """
+
+    name: ClassVar[str] = "finished"
+    outcome: str
+    round: int
+    agreed: bool
+    reason: str = ""
+
+
+Event = PeerStarted | StateChanged | LinkChanged | RoundEnded | Evaluated | Refused | Note | PeerFinished
+_EVENTS: Mapping[str, type[Event]] = {
+    kind.name: kind
+    for kind in (PeerStarted, StateChanged, LinkChanged, RoundEnded, Evaluated, Refused, Note, PeerFinished)
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A line of a trace.
+
+    Attributes:
+        at: seconds since 1970.
+        bytes_in: bytes received by the peer's sockets so far.
+        bytes_out: bytes sent by them so far.
+    """
+
+    at: float
+    bytes_in: int
+    bytes_out: int
+    event: Event
+
+
+def encode_entry(entry: Entry) -> str:
+    """Return `entry` as one line of JSON, without the newline."""
+    head = {
+        "event": entry.event.name,
+        "at": round(entry.at, 6),
+        "bytes_in": entry.bytes_in,
+        "bytes_out": entry.bytes_out,
+    }
+    return json.dumps(head | asdict(entry.event), separators=(",", ":"))
+
+
+def decode_entry(line: str) -> Entry:
+    """Read one line of a trace.
+
+    Raises:
+        Malformed: the line is not an event of this version.
+    """
+    try:
+        values = json.loads(line)
+        kind = _EVENTS[values.pop("event")]
+        at, bytes_in, bytes_out = (values.pop(key) for key in ("at", "bytes_in", "bytes_out"))
+        if set(values) != {field.name for field in fields(kind)}:
+            raise KeyError
+        return Entry(at, bytes_in, bytes_out, _build(kind, values))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Malformed(f"not a line of a trace: {line[:80]!r}") from error
+
+
+def _build(kind: Any, values: Mapping[str, object]) -> Event:
+    event: Event = kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    return event

@@ -1,0 +1,1 @@
+"""Protocols as machines without I/O, and the graph theory under them."""

@@ -1,0 +1,467 @@
+"""One peer's protocol: link up, then round by round train, send, wait, average; at the end, average until all agree.
+
+A round waits for the neighbors that are linked and keep step, at most until the charter's deadline. A neighbor that is gone,
+has left, or let a deadline pass is not waited for until it is heard in the current round again; its weight goes to the peer
+itself, and the round's record names it and the reason. So a dead neighbor costs at most one deadline, and a stopped network
+connection nothing.
+
+Updates of the current and the next rounds are kept, one for each neighbor and round; anything else is refused before a byte of it is allocated.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import networkx as nx
+import numpy as np
+
+from p2pfl.core.charter import Charter, Deadlines
+from p2pfl.core.errors import (
+    Malformed,
+    NotAMember,
+    OutOfTurn,
+    P2pflError,
+    RemoteError,
+    RoundFailed,
+    TooLarge,
+    WrongCharter,
+)
+from p2pfl.core.ids import PeerId, Round, Seconds
+from p2pfl.core.machine import (
+    AcceptBulk,
+    Adopt,
+    BulkOffered,
+    BulkReceived,
+    CancelTimer,
+    Compute,
+    Computed,
+    Disconnect,
+    Effect,
+    Emit,
+    Finish,
+    Input,
+    LinkDown,
+    LinkUp,
+    Received,
+    RefuseBulk,
+    Send,
+    SendBulk,
+    SetTimer,
+    Started,
+    StopRequested,
+    TimerFired,
+    Train,
+    Trained,
+    Vector,
+    WorkFailed,
+)
+from p2pfl.core.trace import LinkChanged, PeerFinished, Refused, RoundEnded, State, StateChanged
+from p2pfl.core.wire import Bye, Message, Ping, Update
+from p2pfl.gossip.average import Average, average
+from p2pfl.gossip.mixing import metropolis_hastings
+from p2pfl.gossip.settle import Settling
+from p2pfl.gossip.topology import diameter, overlay
+
+LOOKAHEAD = 2
+"""How many rounds ahead of one's own an update is kept; the design's r to r + 2."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one peer needs to know of the charter to run its rounds.
+
+    Attributes:
+        me: this peer.
+        charter: the charter's hash.
+        names: the members' names, for the trace.
+        weights: this peer's row of the mixing matrix, neighbors only.
+        diameter: of the overlay, in hops.
+        parameters: length of the vector.
+    """
+
+    me: PeerId
+    charter: bytes
+    names: Mapping[PeerId, str]
+    weights: Mapping[PeerId, float]
+    diameter: int
+    parameters: int
+    rounds: int
+    tolerance: float
+    settle_rounds: int
+    deadlines: Deadlines
+
+    @classmethod
+    def for_peer(cls, charter: Charter, me: PeerId) -> "Plan":
+        """Derive the plan of `me` from the charter.
+
+        Raises:
+            InvalidConfig: the topology does not exist for this many members.
+        """
+        roster = charter.roster()
+        graph = overlay_of(charter)
+        matrix = metropolis_hastings(graph)
+        node = roster.index(me)
+        return cls(
+            me=me,
+            charter=charter.hash(),
+            names={PeerId(member.peer_id): member.name for member in charter.members},
+            weights={roster[other]: float(matrix[node, other]) for other in sorted(graph.neighbors(node))},
+            diameter=diameter(graph),
+            parameters=charter.model.parameters,
+            rounds=charter.training.rounds,
+            tolerance=charter.averaging.tolerance,
+            settle_rounds=charter.averaging.settle_rounds,
+            deadlines=charter.deadlines,
+        )
+
+
+def overlay_of(charter: Charter) -> nx.Graph:
+    """Return the overlay of the charter's roster; node i is the i-th of `charter.roster()`."""
+    return overlay(charter.averaging.topology, len(charter.members), charter.averaging.topology_seed)
+
+
+@dataclass
+class _Neighbor:
+    """What is known of a neighbor."""
+
+    linked: bool = False
+    heard_at: Seconds = Seconds(0.0)
+    left_after: Round | None = None
+    in_step: bool = True
+    reached: int = -1
+    """The latest round in which an update of it was seen."""
+    updates: dict[Round, tuple[Vector, float]] = field(default_factory=dict)
+
+
+class PeerMachine:
+    """The machine of one peer; see the module. Created with the common initial vector."""
+
+    def __init__(self, plan: Plan, initial: Vector) -> None:
+        self._plan = plan
+        self._vector = initial
+        self._round = Round(0)
+        self._round_began = Seconds(0.0)
+        self._state = State.STARTING
+        self._waiting = False
+        self._averaging = False
+        self._loss: float | None = None
+        self._settling = Settling(plan.diameter)
+        self._agreed = False
+        self._stop_asked = False
+        self._neighbors = {peer: _Neighbor() for peer in plan.weights}
+
+    def handle(self, input: Input, now: Seconds) -> list[Effect]:
+        """Take one input; see `p2pfl.core.machine.Machine`."""
+        if self._state in (State.DONE, State.FAILED):
+            return [RefuseBulk("this peer has finished")] if isinstance(input, BulkOffered) else []
+        match input:
+            case Started():
+                return self._on_started(now)
+            case LinkUp(peer):
+                return self._on_link_up(peer, now)
+            case LinkDown(peer, reason):
+                return self._on_link_down(peer, reason, now)
+            case Received(peer, message):
+                return self._guarded(peer, message, now) or self._on_message(peer, message, now)
+            case BulkOffered(peer, message):
+                return self._guarded(peer, message, now) or self._on_offer(peer, message)
+            case BulkReceived(peer, message, payload):
+                return self._on_update(peer, message, payload, now)
+            case TimerFired(key):
+                return self._on_timer(key, now)
+            case Trained(round, vector, loss):
+                return self._on_trained(round, vector, loss, now)
+            case Computed(_, result):
+                return self._on_averaged(result, now)
+            case WorkFailed(error):
+                return self._finish(error)
+            case StopRequested():
+                return self._on_stop(now)
+
+    # Links
+
+    def _on_started(self, now: Seconds) -> list[Effect]:
+        if self._state is not State.STARTING:
+            raise OutOfTurn("started twice")
+        effects = self._enter(State.LINKING)
+        effects.append(SetTimer("start", Seconds(now + self._plan.deadlines.start)))
+        effects.append(SetTimer("heartbeat", Seconds(now + self._plan.deadlines.heartbeat)))
+        return effects
+
+    def _on_link_up(self, peer: PeerId, now: Seconds) -> list[Effect]:
+        neighbor = self._neighbors.get(peer)
+        if neighbor is None:
+            return [Disconnect(peer, NotAMember("is not a neighbor on this overlay", peer))]
+        neighbor.linked, neighbor.heard_at, neighbor.left_after, neighbor.reached = True, now, None, -1
+        effects: list[Effect] = [Emit(LinkChanged(self._name(peer), up=True))]
+        if self._state is State.LINKING:
+            return effects + self._start_if_linked(now)
+        # Whether it keeps step is known once an update of the current round arrives.
+        neighbor.in_step = False
+        if self._waiting or self._averaging:
+            effects.append(self._update_for((peer,)))
+        if self._state is State.LEAVING:
+            effects.append(Send(peer, Bye(self._plan.charter, Round(self._round - 1))))
+        return effects
+
+    def _on_link_down(self, peer: PeerId, reason: str, now: Seconds) -> list[Effect]:
+        neighbor = self._neighbors.get(peer)
+        if neighbor is None or not neighbor.linked:
+            return []
+        neighbor.linked = False
+        return [Emit(LinkChanged(self._name(peer), up=False, reason=reason)), *self._proceed(now)]
+
+    def _start_if_linked(self, now: Seconds) -> list[Effect]:
+        if not all(neighbor.linked for neighbor in self._neighbors.values()):
+            return []
+        return [CancelTimer("start"), *self._begin_round(now)]
+
+    def _on_start_deadline(self, now: Seconds) -> list[Effect]:
+        if any(neighbor.linked for neighbor in self._neighbors.values()):
+            return self._begin_round(now)
+        names = ", ".join(self._name(peer) for peer in self._neighbors)
+        waited = f"no neighbor answered within {self._plan.deadlines.start:g} s"
+        return self._finish(RoundFailed(f"{waited}: {names}; check their addresses, and that they run"))
+
+    # Messages
+
+    def _guarded(self, peer: PeerId, message: Message, now: Seconds) -> list[Effect]:
+        """Return what a message costs its sender that must not have been sent; nothing if it may be handled."""
+        neighbor = self._neighbors.get(peer)
+        if neighbor is None:
+            return self._drop(NotAMember("is not a neighbor on this overlay", peer))
+        if message.charter != self._plan.charter:
+            theirs, ours = message.charter.hex()[:12], self._plan.charter.hex()[:12]
+            return self._drop(WrongCharter(f"sent a message under charter {theirs}, ours is {ours}", peer))
+        neighbor.heard_at = now
+        return []
+
+    def _on_message(self, peer: PeerId, message: Message, now: Seconds) -> list[Effect]:
+        if not isinstance(message, Bye):
+            return []
+        neighbor = self._neighbors[peer]
+        neighbor.left_after = message.round
+        return self._proceed(now)
+
+    def _on_offer(self, peer: PeerId, message: Message) -> list[Effect]:
+        if not isinstance(message, Update):
+            return self._drop(Malformed("announced a payload with a message that has none", peer))
+        wanted = 4 * self._plan.parameters
+        if message.length != wanted:
+            kind = TooLarge if message.length > wanted else Malformed
+            return self._drop(
+                kind(f"sent a model of {message.length / 4:g} values, the charter's has {self._plan.parameters}", peer)
+            )
+        neighbor = self._neighbors[peer]
+        neighbor.reached = max(neighbor.reached, message.round)
+        if message.round < self._round or (message.round == self._round and self._averaging):
+            return [RefuseBulk(f"late: round {message.round}, this peer is in {self._round}")]
+        if message.round > self._round + LOOKAHEAD:
+            return [RefuseBulk(f"early: round {message.round}, this peer is in {self._round}")]
+        if message.round in neighbor.updates:
+            return [RefuseBulk(f"round {message.round} is here already")]
+        return [AcceptBulk()]
+
+    def _on_update(self, peer: PeerId, message: Message, payload: bytearray, now: Seconds) -> list[Effect]:
+        if not isinstance(message, Update):
+            raise OutOfTurn("a payload was received that was never accepted")
+        neighbor = self._neighbors[peer]
+        neighbor.heard_at = now
+        if message.round < self._round or message.round in neighbor.updates:
+            return []
+        neighbor.updates[message.round] = (np.frombuffer(payload, np.dtype("<f4")), message.spread)
+        neighbor.in_step = True
+        return self._proceed(now)
+
+    def _drop(self, error: RemoteError) -> list[Effect]:
+        assert error.peer is not None
+        return [Emit(Refused(self._name(error.peer), error.reason)), Disconnect(error.peer, error)]
+
+    # Rounds
+
+    @property
+    def _is_settling(self) -> bool:
+        return self._round >= self._plan.rounds
+
+    def _begin_round(self, now: Seconds) -> list[Effect]:
+        self._round_began = now
+        if not self._is_settling:
+            return [*self._enter(State.TRAINING), Train(self._round, self._vector)]
+        return [*self._enter(State.SETTLING), *self._exchange(now)]
+
+    def _on_trained(self, round: Round, vector: Vector, loss: float, now: Seconds) -> list[Effect]:
+        if self._state is State.LEAVING:
+            return []
+        if self._state is not State.TRAINING or round != self._round or self._waiting or self._averaging:
+            raise OutOfTurn(f"trained round {round} in round {self._round}")
+        self._vector, self._loss = vector, loss
+        return self._exchange(now)
+
+    def _exchange(self, now: Seconds) -> list[Effect]:
+        self._waiting = True
+        linked = tuple(peer for peer, neighbor in self._neighbors.items() if neighbor.linked)
+        deadline = Seconds(now + self._plan.deadlines.round)
+        return [self._update_for(linked), SetTimer("round", deadline), *self._proceed(now)]
+
+    def _update_for(self, peers: tuple[PeerId, ...]) -> Effect:
+        spread = self._settling.announced if self._is_settling else 0.0
+        message = Update(self._plan.charter, self._round, self._vector.nbytes, spread)
+        return SendBulk(peers, message, self._vector)
+
+    def _is_awaited(self, neighbor: _Neighbor) -> bool:
+        gone = not neighbor.linked or (neighbor.left_after is not None and neighbor.left_after < self._round)
+        here = self._round in neighbor.updates
+        # Whoever is seen in a later round will not send this one any more.
+        return not gone and not here and neighbor.in_step and neighbor.reached <= self._round
+
+    def _proceed(self, now: Seconds) -> list[Effect]:
+        """Do whatever is waiting for neighbors, if none is to be waited for any more."""
+        if self._state is State.LEAVING:
+            return self._leave_if_alone()
+        if not self._waiting or any(map(self._is_awaited, self._neighbors.values())):
+            return []
+        return self._average()
+
+    def _average(self) -> list[Effect]:
+        self._waiting, self._averaging = False, True
+        own, weights = self._vector, self._plan.weights
+        contributions = {
+            peer: neighbor.updates[self._round][0]
+            for peer, neighbor in self._neighbors.items()
+            if self._round in neighbor.updates
+        }
+        size = own.nbytes * (1 + len(contributions))
+        return [CancelTimer("round"), Compute("average", lambda: average(own, contributions, weights), size)]
+
+    def _on_averaged(self, result: object, now: Seconds) -> list[Effect]:
+        if self._state is State.LEAVING:
+            return []
+        if not self._averaging or not isinstance(result, Average):
+            raise OutOfTurn(f"an average came that round {self._round} did not ask for")
+        self._averaging = False
+        effects: list[Effect] = []
+        for peer in result.rejected:
+            effects += self._drop(Malformed("sent NaN or infinity in an update", peer))
+        effects.append(Emit(self._record(result, now)))
+        self._vector = result.vector
+        effects.append(Adopt(self._round, self._vector))
+        if self._is_settling:
+            heard = [self._neighbors[peer].updates[self._round][1] for peer in result.heard]
+            self._settling = self._settling.after_round(result.spread, heard)
+        for neighbor in self._neighbors.values():
+            neighbor.updates.pop(self._round, None)
+        return effects + self._next_round(now)
+
+    def _record(self, result: Average, now: Seconds) -> RoundEnded:
+        absent = {self._name(peer): self._absence(peer, result) for peer in self._neighbors if peer not in result.heard}
+        return RoundEnded(
+            round=self._round,
+            seconds=round(now - self._round_began, 6),
+            heard=tuple(map(self._name, result.heard)),
+            absent=absent,
+            loss=self._loss,
+            spread=result.spread,
+            settling=self._is_settling,
+        )
+
+    def _absence(self, peer: PeerId, result: Average) -> str:
+        neighbor = self._neighbors[peer]
+        if peer in result.rejected:
+            return "rejected: not finite"
+        if neighbor.left_after is not None and neighbor.left_after < self._round:
+            return f"left after round {neighbor.left_after}"
+        if not neighbor.linked:
+            return "no link"
+        if neighbor.reached > self._round:
+            return f"ahead, in round {neighbor.reached}"
+        return "late"
+
+    def _next_round(self, now: Seconds) -> list[Effect]:
+        self._round = Round(self._round + 1)
+        self._loss = None
+        if self._stop_asked:
+            return self._leave(now)
+        if self._is_settling and self._is_settled():
+            return self._leave(now)
+        return self._begin_round(now)
+
+    def _is_settled(self) -> bool:
+        bound = self._settling.bound()
+        if bound is not None and bound <= self._plan.tolerance:
+            self._agreed = True
+            return True
+        alone = all(
+            not neighbor.linked or (neighbor.left_after is not None and neighbor.left_after < self._round)
+            for neighbor in self._neighbors.values()
+        )
+        return alone or self._settling.step >= self._plan.settle_rounds
+
+    # Leaving
+
+    def _on_stop(self, now: Seconds) -> list[Effect]:
+        self._stop_asked = True
+        if self._state in (State.STARTING, State.LINKING, State.LEAVING):
+            return self._finish(None)
+        return self._leave(now) if self._waiting else []
+
+    def _leave(self, now: Seconds) -> list[Effect]:
+        """Say goodbye, and stay until the neighbors have what they need: their own goodbye says so."""
+        self._waiting = False
+        last = Round(self._round - 1)
+        linked = [peer for peer, neighbor in self._neighbors.items() if neighbor.linked]
+        return [
+            CancelTimer("round"),
+            *self._enter(State.LEAVING),
+            *(Send(peer, Bye(self._plan.charter, last)) for peer in linked),
+            SetTimer("leave", Seconds(now + self._plan.deadlines.round)),
+            *self._leave_if_alone(),
+        ]
+
+    def _leave_if_alone(self) -> list[Effect]:
+        here = any(neighbor.linked and neighbor.left_after is None for neighbor in self._neighbors.values())
+        return [] if here and not self._stop_asked else self._finish(None)
+
+    def _finish(self, error: P2pflError | None) -> list[Effect]:
+        outcome = "failed" if error is not None else "stopped" if self._stop_asked else "done"
+        reason = "" if error is None else str(error)
+        return [
+            *self._enter(State.FAILED if error is not None else State.DONE),
+            Emit(PeerFinished(outcome, self._round, self._agreed, reason)),
+            Finish(error),
+        ]
+
+    # Time
+
+    def _on_timer(self, key: str, now: Seconds) -> list[Effect]:
+        match key:
+            case "start" if self._state is State.LINKING:
+                return self._on_start_deadline(now)
+            case "heartbeat":
+                return self._on_heartbeat(now)
+            case "round" if self._waiting:
+                for neighbor in self._neighbors.values():
+                    neighbor.in_step = neighbor.in_step and not self._is_awaited(neighbor)
+                return self._average()
+            case "leave" if self._state is State.LEAVING:
+                return self._finish(None)
+        return []
+
+    def _on_heartbeat(self, now: Seconds) -> list[Effect]:
+        effects: list[Effect] = [SetTimer("heartbeat", Seconds(now + self._plan.deadlines.heartbeat))]
+        for peer, neighbor in self._neighbors.items():
+            if not neighbor.linked:
+                continue
+            silent = now - neighbor.heard_at
+            if silent > self._plan.deadlines.silence:
+                effects += self._drop(RemoteError(f"gave no sign of life for {silent:.0f} s", peer))
+            else:
+                effects.append(Send(peer, Ping(self._plan.charter, self._round)))
+        return effects
+
+    def _enter(self, state: State) -> list[Effect]:
+        if state is self._state:
+            return []
+        self._state = state
+        return [Emit(StateChanged(state, self._round))]
+
+    def _name(self, peer: PeerId) -> str:
+        return self._plan.names.get(peer, peer)

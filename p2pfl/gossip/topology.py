@@ -1,0 +1,74 @@
+"""The overlay: who is whose neighbor. Nodes are 0 to n-1, in the order of the charter's roster.
+
+Here all links go both ways. Every graph is connected, or it is refused.
+"""
+
+from collections.abc import Callable, Mapping
+
+import networkx as nx
+
+from p2pfl.core.errors import InvalidConfig
+
+RANDOM_REGULAR_DEGREE = 4
+
+
+def ring(n: int, seed: int) -> nx.Graph:
+    """Each node linked to the next and the previous."""
+    del seed
+    return nx.circulant_graph(n, [1])
+
+
+def complete(n: int, seed: int) -> nx.Graph:
+    """Each node linked to all others."""
+    del seed
+    return nx.complete_graph(n)
+
+
+def exponential(n: int, seed: int) -> nx.Graph:
+    """Each node linked to those 1, 2, 4, ... places away, both ways: the symmetric static exponential graph.
+
+    Degree about 2 log2 n and diameter about half of log2 n (Ying et al. 2021, arXiv 2110.13363, use the directed one).
+    """
+    del seed
+    return nx.circulant_graph(n, [2**k for k in range((n - 1).bit_length()) if 2**k < n])
+
+
+def random_regular(n: int, seed: int) -> nx.Graph:
+    """Draw a connected graph in which each node has four neighbors (fewer where n does not allow four)."""
+    degree = min(RANDOM_REGULAR_DEGREE, n - 1)
+    degree -= degree * n % 2
+    for attempt in range(100):
+        graph = nx.random_regular_graph(degree, n, seed=seed + 1_000_003 * attempt)
+        if nx.is_connected(graph):
+            return nx.Graph(graph)
+    raise InvalidConfig(
+        f"averaging.topology: no connected random-regular graph of {n} peers in 100 draws; use exponential"
+    )
+
+
+TOPOLOGIES: Mapping[str, Callable[[int, int], nx.Graph]] = {
+    "exponential": exponential,
+    "ring": ring,
+    "complete": complete,
+    "random-regular": random_regular,
+}
+
+
+def overlay(name: str, n: int, seed: int) -> nx.Graph:
+    """Return the named graph on n nodes.
+
+    Raises:
+        InvalidConfig: there is no such topology, or not for this n.
+    """
+    if name not in TOPOLOGIES:
+        raise InvalidConfig(f"averaging.topology: {name!r} is unknown; there are {', '.join(TOPOLOGIES)}")
+    if n < 2:
+        raise InvalidConfig(f"a federation needs at least two members, not {n}")
+    graph = nx.Graph(TOPOLOGIES[name](n, seed))
+    graph.remove_edges_from(list(nx.selfloop_edges(graph)))
+    return graph
+
+
+def diameter(graph: nx.Graph) -> int:
+    """Return the largest number of hops between two nodes."""
+    return int(nx.diameter(graph))

@@ -1,0 +1,14 @@
+"""The tasks that ship with the package, by name; each is one file, loaded as a user's own file would be.
+
+Owns the names. Must not import the tasks: torch takes seconds to load.
+"""
+
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent
+
+BUILT_IN: dict[str, str] = {
+    "digits": "digits.py:Digits",
+    "breast-cancer": "breast_cancer.py:BreastCancer",
+}
+"""Name -> `file:class`, the file relative to `FOLDER`."""

@@ -1,0 +1,253 @@
+"""Runs a machine: carries out its effects under trio, and feeds it what happens.
+
+The machine runs in the network loop and takes microseconds; local steps, evaluation and sums over large vectors run in a worker
+thread beside it. The protocol's rules are the machine's; none stands here.
+"""
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import trio
+
+from p2pfl.core.errors import P2pflError, RemoteError
+from p2pfl.core.ids import PeerId, Round, Seconds
+from p2pfl.core.machine import (
+    AcceptBulk,
+    Adopt,
+    BulkOffered,
+    BulkReceived,
+    CancelTimer,
+    Compute,
+    Computed,
+    Disconnect,
+    Effect,
+    Emit,
+    Finish,
+    Input,
+    LinkDown,
+    LinkUp,
+    Machine,
+    Received,
+    RefuseBulk,
+    Send,
+    SendBulk,
+    SetTimer,
+    Started,
+    StopRequested,
+    TimerFired,
+    Train,
+    Trained,
+    Vector,
+    WorkFailed,
+)
+from p2pfl.core.trace import Event, Refused
+from p2pfl.core.wire import Hello, Message
+from p2pfl.node.links import Links
+from p2pfl.node.transport import Transport
+
+THREAD_BYTES = 1 << 20
+"""A computation over fewer bytes takes less time than handing it to a thread (about 0.2 ms)."""
+
+
+class Worker(Protocol):
+    """Local training; called in a worker thread, one call at a time."""
+
+    def train(self, round: Round, vector: Vector) -> tuple[Vector, float, Sequence[Event]]:
+        """Make the local steps of `round` from `vector`; return a fresh vector, the mean loss, and what to report.
+
+        Raises:
+            P2pflError: training failed, in one line.
+        """
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """Whom the driver tells.
+
+    Attributes:
+        emit: writes an event to the trace.
+        adopt: takes the peer's model after a round.
+    """
+
+    emit: Callable[[Event], None]
+    adopt: Callable[[Round, Vector], None]
+
+
+class Driver:
+    """One machine at work."""
+
+    def __init__(
+        self,
+        machine: Machine,
+        transport: Transport,
+        addresses: Mapping[PeerId, Sequence[str]],
+        charter: bytes,
+        worker: Worker,
+        hooks: Hooks,
+    ) -> None:
+        self._machine = machine
+        self._transport = transport
+        self._worker = worker
+        self._hooks = hooks
+        self._round = Round(0)
+        self._links = Links(transport, addresses, lambda: Hello(charter, self._round), self)
+        self._inputs: deque[Input] = deque()
+        self._handling = False
+        self._accepted = False
+        self._timers: dict[str, Seconds] = {}
+        self._timers_changed = trio.Event()
+        self._finished = trio.Event()
+        self._error: BaseException | None = None
+        self._thread = trio.CapacityLimiter(1)
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self, listen: Sequence[str], ready: Callable[[Sequence[str]], None] = lambda _: None) -> None:
+        """Run until the machine finishes.
+
+        Args:
+            listen: multiaddresses to bind.
+            ready: told the bound addresses.
+
+        Raises:
+            P2pflError: what the machine finished with, or what kept the transport from starting.
+        """
+        async with self._transport.run(listen, self._links.accept, self._on_refused) as bound:
+            ready(bound)
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                nursery.start_soon(self._links.maintain)
+                nursery.start_soon(self._run_timers)
+                self.feed(Started())
+                await self._finished.wait()
+                await self._links.flush()
+                nursery.cancel_scope.cancel()
+        if self._error is not None:
+            raise self._error
+
+    def stop(self) -> None:
+        """Ask the machine to leave."""
+        self.feed(StopRequested())
+
+    def feed(self, input: Input) -> None:
+        """Hand `input` to the machine and carry out what it answers; inputs that this causes come after."""
+        self._inputs.append(input)
+        if self._handling:
+            return
+        self._handling = True
+        try:
+            while self._inputs:
+                for effect in self._machine.handle(self._inputs.popleft(), Seconds(trio.current_time())):
+                    self._carry_out(effect)
+        finally:
+            self._handling = False
+
+    def _carry_out(self, effect: Effect) -> None:
+        match effect:
+            case Send(peer, message):
+                self._links.send(peer, message)
+            case SendBulk(peers, message, payload):
+                self._round = message.round
+                self._links.send_bulk(peers, message, payload.data.cast("B"))
+            case AcceptBulk():
+                self._accepted = True
+            case RefuseBulk():
+                self._accepted = False
+            case SetTimer(key, at):
+                self._timers[key] = at
+                self._timers_changed.set()
+            case CancelTimer(key):
+                self._timers.pop(key, None)
+            case Disconnect(peer, error):
+                self._links.ban(peer, error.reason)
+            case Train(round, vector):
+                self._start(self._train, round, vector)
+            case Compute():
+                self._compute(effect)
+            case Emit(event):
+                self._hooks.emit(event)
+            case Adopt(round, vector):
+                self._hooks.adopt(round, vector)
+            case Finish(error):
+                self._error = error
+                self._finished.set()
+
+    # Work beside the loop
+
+    def _start(self, function: Callable[..., object], *arguments: object) -> None:
+        assert self._nursery is not None
+        self._nursery.start_soon(function, *arguments)  # type: ignore[arg-type]
+
+    async def _train(self, round: Round, vector: Vector) -> None:
+        try:
+            trained, loss, events = await trio.to_thread.run_sync(
+                self._worker.train,
+                round,
+                vector,
+                limiter=self._thread,
+                abandon_on_cancel=True,  # type: ignore[call-arg]  # the stubs are older than trio
+            )
+        except P2pflError as error:
+            self.feed(WorkFailed(error))
+        else:
+            for event in events:
+                self._hooks.emit(event)
+            self.feed(Trained(round, trained, loss))
+
+    def _compute(self, effect: Compute) -> None:
+        if effect.size < THREAD_BYTES:
+            self._inputs.append(Computed(effect.key, effect.work()))
+        else:
+            self._start(self._compute_beside, effect)
+
+    async def _compute_beside(self, effect: Compute) -> None:
+        result = await trio.to_thread.run_sync(effect.work, abandon_on_cancel=True)  # type: ignore[call-arg]
+        self.feed(Computed(effect.key, result))
+
+    # Time
+
+    async def _run_timers(self) -> None:
+        while True:
+            self._timers_changed = trio.Event()
+            earliest = min(self._timers.values(), default=float("inf"))
+            with trio.move_on_at(earliest):
+                await self._timers_changed.wait()
+            now = trio.current_time()
+            for key in [key for key, at in self._timers.items() if at <= now]:
+                # An earlier one of these may have cancelled or moved it.
+                if self._timers.get(key, float("inf")) <= now:
+                    del self._timers[key]
+                    self.feed(TimerFired(key))
+
+    # What the links bring
+
+    def link_up(self, peer: PeerId) -> None:
+        """See `p2pfl.node.links.LinkEvents`."""
+        self.feed(LinkUp(peer))
+
+    def link_down(self, peer: PeerId, reason: str) -> None:
+        """See `p2pfl.node.links.LinkEvents`."""
+        self.feed(LinkDown(peer, reason))
+
+    def message(self, peer: PeerId, message: Message) -> None:
+        """See `p2pfl.node.links.LinkEvents`."""
+        self.feed(Received(peer, message))
+
+    def offer(self, peer: PeerId, message: Message) -> bool:
+        """See `p2pfl.node.links.LinkEvents`."""
+        self._accepted = False
+        self.feed(BulkOffered(peer, message))
+        return self._accepted
+
+    def bulk(self, peer: PeerId, message: Message, payload: bytearray) -> None:
+        """See `p2pfl.node.links.LinkEvents`."""
+        self.feed(BulkReceived(peer, message, payload))
+
+    def fault(self, peer: PeerId, error: RemoteError) -> None:
+        """See `p2pfl.node.links.LinkEvents`."""
+        self._hooks.emit(Refused(peer, error.reason))
+        self._links.ban(peer, error.reason)
+
+    def _on_refused(self, who: str, reason: str) -> None:
+        self._hooks.emit(Refused(who, reason))

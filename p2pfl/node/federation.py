@@ -1,0 +1,311 @@
+"""A member's folder on disk: the charter beside its task file and initial model, this peer's settings and key.
+
+Everything a peer must check before it may start is checked here, against the charter's hashes and signatures.
+"""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomlkit
+from multiaddr import Multiaddr
+from multiaddr.exceptions import Error as MultiaddrError
+
+from p2pfl.core.charter import Charter, Member, ModelTerms, TaskTerms
+from p2pfl.core.config import PeerConfig
+from p2pfl.core.errors import InvalidConfig
+from p2pfl.core.settings import parse_toml, validate
+from p2pfl.crypto.identity import Identity, charter_faults, public_key
+from p2pfl.learning.task import LoadedTask, load_task, make_model
+from p2pfl.learning.vector import assign, initial, layout, load_model, save_model
+from p2pfl.node.store import create_identity, load_identity, read_text, sha256_of, write_atomic
+
+CONFIG_FILE, CHARTER_FILE, IDENTITY_FILE, MODEL_FILE = (
+    "peer.toml",
+    "charter.toml",
+    "identity.pem",
+    "initial.safetensors",
+)
+
+
+@dataclass(frozen=True)
+class Home:
+    """A member's folder: its `peer.toml`, and where that says the rest is."""
+
+    path: Path
+    config: PeerConfig
+
+    @property
+    def charter_path(self) -> Path:
+        """The charter's file."""
+        return self.path / self.config.charter
+
+    @property
+    def run_path(self) -> Path:
+        """The folder of this peer's trace and model."""
+        return self.path / self.config.run
+
+    def identity(self) -> Identity:
+        """Read the key.
+
+        Raises:
+            InvalidConfig: see `p2pfl.node.store.load_identity`.
+        """
+        return load_identity(self.path / self.config.identity)
+
+
+def open_home(config_path: Path) -> Home:
+    """Read a `peer.toml`.
+
+    Raises:
+        InvalidConfig: it is missing, or something in it is wrong.
+    """
+    if config_path.is_dir():
+        config_path = config_path / CONFIG_FILE
+    values = parse_toml(read_text(config_path, "this peer's settings"), str(config_path))
+    config = validate(PeerConfig, values, str(config_path))
+    for address in (*config.listen, *config.announce):
+        check_address(address, str(config_path))
+    return Home(config_path.parent, config)
+
+
+def create_home(path: Path, config: PeerConfig) -> Home:
+    """Make a member's folder with a fresh key and its `peer.toml`.
+
+    Raises:
+        InvalidConfig: there is one already.
+    """
+    if (path / CONFIG_FILE).exists():
+        raise InvalidConfig(f"{path / CONFIG_FILE}: exists already; choose another name")
+    path.mkdir(parents=True, exist_ok=True)
+    create_identity(path / config.identity)
+    write_atomic(path / CONFIG_FILE, render_config(config).encode())
+    return Home(path, config)
+
+
+def render_config(config: PeerConfig) -> str:
+    """Write `peer.toml` as a person wants to find it."""
+    document = tomlkit.document()
+    document.add(tomlkit.comment("What this peer keeps for itself; paths are relative to this folder."))
+    values = config.model_dump(mode="json")
+    notes = {
+        "listen": "where this peer listens",
+        "announce": "where the others reach it; `p2pfl charter join` puts these into the charter",
+        "evaluate_every": "rounds",
+        "history_every": "rounds between copies of the model for plots; 0: none",
+        "seed": "draws the order of the training examples",
+    }
+    for key, value in values.items():
+        item = tomlkit.item(value)
+        if key in notes:
+            item.comment(notes[key])
+        document.add(key, item)
+    return tomlkit.dumps(document)
+
+
+def check_address(address: str, where: str) -> None:
+    """Check that a peer can be dialled, or listen, at `address`.
+
+    Raises:
+        InvalidConfig: it is not a TCP multiaddress.
+    """
+    try:
+        protocols = [protocol.name for protocol in Multiaddr(address).protocols()]
+    except (MultiaddrError, ValueError) as error:
+        raise InvalidConfig(
+            f"{where}: {address!r} is not an address; write /ip4/192.0.2.1/tcp/4001 or /dns4/peer.example.org/tcp/4001"
+        ) from error
+    if len(protocols) != 2 or protocols[0] not in ("ip4", "ip6", "dns", "dns4", "dns6") or protocols[1] != "tcp":
+        raise InvalidConfig(
+            f"{where}: {address!r} is not a TCP address; write /ip4/192.0.2.1/tcp/4001 or /dns4/peer.example.org/tcp/4001"
+        )
+
+
+# The charter's file
+
+
+def load_charter(path: Path) -> Charter:
+    """Read a charter or a draft; the signatures are not checked.
+
+    Raises:
+        InvalidConfig: something in it is wrong.
+    """
+    where = str(path)
+    charter = validate(Charter, parse_toml(read_text(path, "the charter"), where), where)
+    for member in charter.members:
+        public_key_in(charter, member, where)
+        for address in member.addresses:
+            check_address(address, f"{where}: members.{member.name}.addresses")
+    return charter
+
+
+def public_key_in(charter: Charter, member: Member, where: str) -> None:
+    """Check that a member's peer id is one.
+
+    Raises:
+        InvalidConfig: it is not; the message names the member.
+    """
+    del charter
+    try:
+        public_key(member.peer_id)  # type: ignore[arg-type]
+    except InvalidConfig as error:
+        raise InvalidConfig(f"{where}: members.{member.name}.peer_id: {error}") from error
+
+
+def save_charter(path: Path, charter: Charter) -> None:
+    """Write a charter where `load_charter` reads it.
+
+    Raises:
+        InvalidConfig: it cannot be written.
+    """
+    write_atomic(path, render_charter(charter).encode())
+
+
+def render_charter(charter: Charter) -> str:
+    """Write a charter as TOML."""
+    document = tomlkit.document()
+    document.add(
+        tomlkit.comment("A federation's charter: what all members agree on. `p2pfl charter show` explains it.")
+    )
+    values = charter.model_dump(mode="json")
+    members, signatures = values.pop("members"), values.pop("signatures")
+    for key, value in values.items():
+        document.add(key, tomlkit.item(value))
+    tables = tomlkit.aot()
+    for member in members:
+        tables.append(tomlkit.item(member))
+    if members:
+        document.add("members", tables)
+    if signatures:
+        document.add("signatures", tomlkit.item(signatures))
+    text = tomlkit.dumps(document)
+    # What peers read must be what was meant: a library's surprise would surface here, not at a member's site.
+    if tomllib.loads(text).get("members", []) != members:
+        raise InvalidConfig("this charter cannot be written as TOML")
+    return text
+
+
+def draft_charter(folder: Path, name: str, task_source: str, terms: Mapping[str, Any], seed: int = 0) -> Charter:
+    """Draw up a charter without members in `folder`: load the task, make the initial model, note both hashes.
+
+    Args:
+        folder: where the charter will stand; a task file is looked for here.
+        name: the federation's.
+        task_source: a built-in task or `file.py:ClassName`.
+        terms: tables to add, such as `training`.
+        seed: draws the initial model.
+
+    Raises:
+        InvalidConfig: the task or a term cannot be used.
+    """
+    loaded = load_task(task_source, folder)
+    model = make_model(loaded.task)
+    assign(model, initial(loaded.task, seed))
+    path = folder / MODEL_FILE
+    save_model(path, model, {"task": task_source})
+    values = {
+        "name": name,
+        "task": TaskTerms(source=task_source, sha256=loaded.sha256).model_dump(),
+        "model": ModelTerms(
+            file=MODEL_FILE, sha256=sha256_of(path, "the initial model"), parameters=layout(model).size
+        ).model_dump(),
+        **terms,
+    }
+    return validate(Charter, values, "draft")
+
+
+def join_charter(charter: Charter, member: Member) -> Charter:
+    """Return the draft with a member added, or changed if its key is there; nobody's signature survives a change.
+
+    Raises:
+        InvalidConfig: the name or the key belongs to another member.
+    """
+    others = [known for known in charter.members if known.peer_id != member.peer_id]
+    if any(known.name == member.name for known in others):
+        raise InvalidConfig(
+            f"{member.name} is in this draft with another key; choose another name, or remove that entry"
+        )
+    values = charter.model_dump()
+    values["members"] = [*(known.model_dump() for known in others), member.model_dump()]
+    values["signatures"] = {}
+    return validate(Charter, values, "draft")
+
+
+@dataclass(frozen=True)
+class Federation:
+    """A charter in force, with its task and its initial model, all checked."""
+
+    charter: Charter
+    task: LoadedTask
+    model_path: Path
+
+
+def terms_faults(path: Path, charter: Charter) -> list[str]:
+    """Return what is wrong with the files a charter speaks of, a line each."""
+    faults = []
+    model_path = path.parent / charter.model.file
+    for check in (
+        lambda: load_task(charter.task.source, path.parent, charter.task.sha256),
+        lambda: _check_model(model_path, charter),
+    ):
+        try:
+            check()
+        except InvalidConfig as error:
+            faults.append(str(error))
+    return faults
+
+
+def _check_model(path: Path, charter: Charter) -> None:
+    actual = sha256_of(path, "the initial model")
+    if actual != charter.model.sha256:
+        raise InvalidConfig(
+            f"{path}: has SHA-256 {actual[:12]}…, the charter says {charter.model.sha256[:12]}…; get the file that was signed"
+        )
+
+
+def open_federation(path: Path) -> Federation:
+    """Read a charter that is to be acted on.
+
+    Raises:
+        InvalidConfig: a member has not signed, a hash differs, or the model does not fit the task.
+    """
+    charter = load_charter(path)
+    faults = charter_faults(charter)
+    if faults:
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise InvalidConfig(f"{path}: not in force: {faults[0]}{more}; `p2pfl charter check` lists what is missing")
+    task = load_task(charter.task.source, path.parent, charter.task.sha256)
+    model_path = path.parent / charter.model.file
+    _check_model(model_path, charter)
+    model = make_model(task.task)
+    load_model(model_path, model)
+    size = layout(model).size
+    if size != charter.model.parameters:
+        raise InvalidConfig(
+            f"{path}: model.parameters is {charter.model.parameters}, but the task's model has {size}; draft the charter again"
+        )
+    return Federation(charter, task, model_path)
+
+
+def own_membership(home: Home, charter: Charter, identity: Identity) -> Member:
+    """Return this peer's entry in the charter.
+
+    Raises:
+        InvalidConfig: it has none, or one with another key.
+    """
+    member = charter.member(home.config.name)
+    if member is None:
+        names = ", ".join(known.name for known in charter.members)
+        raise InvalidConfig(f"{home.charter_path}: {home.config.name} is not a member; there are {names}")
+    if member.peer_id != identity.peer_id:
+        raise InvalidConfig(
+            f"{home.charter_path}: {member.name} has peer id {member.peer_id}, but the key here is {identity.peer_id}"
+        )
+    return member
+
+
+def addresses_of(charter: Charter, names: Sequence[str] | None = None) -> dict[str, tuple[str, ...]]:
+    """Return each member's addresses, by peer id."""
+    return {member.peer_id: member.addresses for member in charter.members if names is None or member.name in names}

@@ -1,0 +1,96 @@
+"""Frames on lanes: what `p2pfl.core.wire` describes, read and written."""
+
+import hmac
+
+from p2pfl.core.errors import Malformed, StreamReset
+from p2pfl.core.wire import (
+    DIGEST_BYTES,
+    LENGTH_BYTES,
+    Message,
+    decode_header,
+    digest,
+    encode_header,
+    header_length,
+    payload_length,
+)
+from p2pfl.node.transport import IncomingLane, OutgoingLane
+
+WRITE_BYTES = 256 * 1024
+"""Payloads leave in pieces of this size (measured best; see docs/networking.md)."""
+
+
+async def write_message(lane: OutgoingLane, message: Message) -> None:
+    """Write a message without a payload.
+
+    Raises:
+        StreamReset: the lane is broken.
+    """
+    await lane.write(encode_header(message))
+
+
+async def write_bulk(lane: OutgoingLane, message: Message, payload: memoryview, trailer: bytes) -> None:
+    """Write a message with its payload (bytes) and that payload's digest.
+
+    Raises:
+        StreamReset: the lane is broken.
+    """
+    header = encode_header(message)
+    if len(payload) <= WRITE_BYTES:
+        # One write, so one record of the channel where it fits: a small model pays for as few headers and tags as possible.
+        await lane.write(b"".join((header, payload, trailer)))
+        return
+    await lane.write(header)
+    for start in range(0, len(payload), WRITE_BYTES):
+        await lane.write(payload[start : start + WRITE_BYTES])
+    await lane.write(trailer)
+
+
+async def read_message(lane: IncomingLane) -> Message | None:
+    """Read a header; None when the lane has ended cleanly.
+
+    Raises:
+        RemoteError: the bytes are no header.
+        StreamReset: the lane broke.
+    """
+    prefix = bytearray(LENGTH_BYTES)
+    if not await lane.read_into(memoryview(prefix)):
+        return None
+    header = bytearray(header_length(prefix))
+    await _fill(lane, memoryview(header))
+    return decode_header(header)
+
+
+async def read_payload(lane: IncomingLane, message: Message) -> bytearray:
+    """Read the payload of an accepted message and check its digest.
+
+    Raises:
+        Malformed: the digest is not the payload's.
+        StreamReset: the lane broke.
+    """
+    payload = bytearray(payload_length(message))
+    if payload:
+        await _fill(lane, memoryview(payload))
+    trailer = bytearray(DIGEST_BYTES)
+    await _fill(lane, memoryview(trailer))
+    if not hmac.compare_digest(trailer, digest(payload)):
+        raise Malformed("sent a payload that does not match its digest", lane.peer)
+    return payload
+
+
+async def skip_payload(lane: IncomingLane, message: Message) -> None:
+    """Read the payload of a refused message and forget it, in a buffer of bounded size.
+
+    Raises:
+        StreamReset: the lane broke.
+    """
+    left = payload_length(message) + DIGEST_BYTES
+    scratch = memoryview(bytearray(min(left, WRITE_BYTES)))
+    while left:
+        piece = min(left, len(scratch))
+        await _fill(lane, scratch[:piece])
+        left -= piece
+
+
+async def _fill(lane: IncomingLane, view: memoryview) -> None:
+    if not await lane.read_into(view):
+        raise StreamReset(f"{lane.peer}: the stream ended in the middle of a frame")

@@ -1,0 +1,257 @@
+"""TCP under libp2p: opens, binds, counts and closes sockets.
+
+Owns every socket of one transport, so that leaving it can close them all. Knows no peer, no encryption and no stream.
+"""
+
+import errno
+import logging
+import socket
+from dataclasses import dataclass
+
+import trio
+from libp2p.abc import IListener, IRawConnection, ITransport
+from libp2p.custom_types import THandler
+from libp2p.io.abc import ReadWriteCloser
+from libp2p.io.exceptions import ConnectionClosedError
+from libp2p.network.connection.raw_connection import RawConnection
+from libp2p.transport.exceptions import OpenConnectionError
+from multiaddr import Multiaddr
+
+logger = logging.getLogger(__name__)
+
+READ_SIZE = 256 * 1024
+"""Bytes asked of the kernel at once: four Noise records; a measurement (one system call for many small frames)."""
+
+BACKLOG = 128
+"""Connections the kernel may hold before we accept them; libp2p's own number."""
+
+
+@dataclass
+class ByteCount:
+    """Bytes that crossed the sockets of one transport, above TCP."""
+
+    received: int = 0
+    sent: int = 0
+
+
+class SocketConnection(ReadWriteCloser):
+    """One TCP connection, read in large pieces and handed out in exact ones."""
+
+    def __init__(self, stream: trio.SocketStream, transport: "TcpTransport") -> None:
+        self._stream = stream
+        self._transport = transport
+        self._leftover = bytearray()
+        self.closed = trio.Event()
+        self.peer: str | None = None
+
+    async def read(self, n: int | None = None) -> bytes:
+        """Return `n` bytes, fewer only at the end of the connection; without `n`, whatever came.
+
+        Giving exactly what was asked is what keeps libp2p's `read_exactly`, which gives up after 101 reads, from ever
+        counting on a link that delivers in small pieces. At most `n` + `READ_SIZE` bytes are held.
+
+        Raises:
+            ConnectionClosedError: the connection broke or was closed here.
+        """
+        wanted = 1 if n is None else n
+        while len(self._leftover) < wanted:
+            piece = await self._receive()
+            if not piece:
+                break
+            self._leftover += piece
+        size = len(self._leftover) if n is None else min(n, len(self._leftover))
+        with memoryview(self._leftover) as view:
+            data = bytes(view[:size])
+        del self._leftover[:size]
+        return data
+
+    async def _receive(self) -> bytes:
+        try:
+            piece = await self._stream.receive_some(READ_SIZE)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise ConnectionClosedError("the TCP connection is gone", transport="tcp") from error
+        self._transport.count.received += len(piece)
+        return bytes(piece)
+
+    async def write(self, data: bytes) -> None:
+        """Send all of `data`; bytes of a send that fails are not counted.
+
+        Raises:
+            ConnectionClosedError: the connection broke or was closed here.
+        """
+        try:
+            await self._stream.send_all(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise ConnectionClosedError("the TCP connection is gone", transport="tcp") from error
+        self._transport.count.sent += len(data)
+
+    async def close(self) -> None:
+        """Close the socket; bytes the kernel has accepted are still delivered, unless unread ones have arrived."""
+        self.abort()
+        await trio.lowlevel.checkpoint()
+
+    def abort(self) -> None:
+        """Close the socket now, without a checkpoint; whoever reads or writes it is woken with an error."""
+        self._stream.socket.close()
+        self._transport.connections.discard(self)
+        self.closed.set()
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        """Return the other end's IP address and port, None once the socket is closed."""
+        try:
+            name = self._stream.socket.getpeername()
+        except OSError:
+            return None
+        return str(name[0]), int(name[1])
+
+
+class TcpListener(IListener):
+    """One bound socket and the tasks of the connections it accepted."""
+
+    background_nursery: trio.Nursery  # set by libp2p's swarm before it calls listen()
+
+    def __init__(self, handler: THandler, transport: "TcpTransport") -> None:
+        self._handler = handler
+        self._transport = transport
+        self._scope = trio.CancelScope()
+        self._listener: trio.SocketListener | None = None
+
+    async def listen(self, maddr: Multiaddr) -> None:
+        """Bind and accept.
+
+        Raises:
+            OpenConnectionError: the address cannot be bound; the reason is left in `TcpTransport.bind_error`, for
+                libp2p's swarm swallows this exception.
+        """
+        try:
+            self._listener = await _bind(*_endpoint(maddr))
+        except (OSError, OverflowError) as error:
+            self._transport.bind_error = error
+            raise OpenConnectionError(f"cannot listen on {maddr}: {error}") from error
+        self._transport.listeners.append(self)
+        self.background_nursery.start_soon(self._serve, self._listener)
+
+    async def _serve(self, listener: trio.SocketListener) -> None:
+        with self._scope:
+            await trio.serve_listeners(self._accept, [listener])
+
+    async def _accept(self, stream: trio.SocketStream) -> None:
+        connection = self._transport.adopt(stream)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._handle, connection)
+                await connection.closed.wait()
+                # libp2p's handler waits for the end of the host, and holds a place among the accepted connections
+                # until then: a host would stop accepting after some hundred connections, however short.
+                nursery.cancel_scope.cancel()
+        finally:
+            connection.abort()
+
+    async def _handle(self, connection: SocketConnection) -> None:
+        try:
+            await self._handler(connection)
+        except Exception as error:  # noqa: BLE001 - a stranger's connection must not end the accept loop
+            logger.debug("an incoming connection failed: %r", error)
+        finally:
+            connection.abort()
+
+    def get_addrs(self) -> tuple[Multiaddr, ...]:
+        """Return the bound address, with the port the kernel chose."""
+        if self._listener is None:
+            return ()
+        ip, port = self._listener.socket.getsockname()[:2]
+        return (Multiaddr(f"/ip{6 if ':' in ip else 4}/{ip}/tcp/{port}"),)
+
+    async def close(self) -> None:
+        """Stop accepting, and close what was accepted."""
+        self.abort()
+        await trio.lowlevel.checkpoint()
+
+    def abort(self) -> None:
+        """Stop accepting now, without a checkpoint."""
+        self._scope.cancel()
+        if self._listener is not None:
+            self._listener.socket.close()
+            self._listener = None
+
+
+class TcpTransport(ITransport):
+    """The sockets of one host: counted, without SO_REUSEPORT, closed together."""
+
+    def __init__(self, count: ByteCount) -> None:
+        self.count = count
+        self.connections: set[SocketConnection] = set()
+        self.listeners: list[TcpListener] = []
+        self.bind_error: Exception | None = None
+
+    async def dial(self, maddr: Multiaddr) -> IRawConnection:
+        """Connect to an IP address; no name is looked up and no other address tried. TCP_NODELAY is trio's default.
+
+        Raises:
+            OpenConnectionError: nobody answers there.
+        """
+        try:
+            stream = await trio.open_tcp_stream(*_endpoint(maddr))
+        except OSError as error:
+            raise OpenConnectionError(str(error)) from (error.__cause__ or error)
+        return RawConnection(self.adopt(stream), True)
+
+    def adopt(self, stream: trio.SocketStream) -> SocketConnection:
+        """Take a connected socket into our keeping."""
+        connection = SocketConnection(stream, self)
+        self.connections.add(connection)
+        return connection
+
+    def abort_peer(self, peer: str) -> None:
+        """Close every socket whose other end authenticated as `peer`."""
+        for connection in [c for c in self.connections if c.peer == peer]:
+            connection.abort()
+
+    def abort_all(self) -> None:
+        """Close every socket, listening ones first."""
+        for listener in self.listeners:
+            listener.abort()
+        for connection in list(self.connections):
+            connection.abort()
+
+    def create_listener(self, handler_function: THandler) -> IListener:
+        """Return a listener that is not bound yet."""
+        return TcpListener(handler_function, self)
+
+    def can_dial(self, maddr: Multiaddr) -> bool:
+        """Tell whether this is an IP address with a TCP port, and nothing more than a peer id above."""
+        names = [protocol.name for protocol in maddr.protocols()]
+        return names[1:] in (["tcp"], ["tcp", "p2p"]) and names[0] in ("ip4", "ip6")
+
+    def can_listen(self, maddr: Multiaddr) -> bool:
+        """Tell the same as `can_dial`."""
+        return self.can_dial(maddr)
+
+    def protocols(self) -> list[str]:
+        """Return the multiaddress protocol this transport is chosen for."""
+        return ["tcp"]
+
+
+def is_address_in_use(error: Exception) -> bool:
+    """Tell a taken address from one that cannot be bound at all."""
+    return isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+
+
+def _endpoint(maddr: Multiaddr) -> tuple[str, int]:
+    (_, host), (_, port) = list(maddr.items())[:2]
+    return str(host), int(port)
+
+
+async def _bind(host: str, port: int) -> trio.SocketListener:
+    """Bind and listen. SO_REUSEADDR only passes over dead connections; a second live listener fails."""
+    sock = trio.socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        await sock.bind((host, port))
+        sock.listen(BACKLOG)
+        return trio.SocketListener(sock)
+    except BaseException:
+        sock.close()
+        raise

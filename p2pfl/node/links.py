@@ -1,0 +1,298 @@
+"""Links to neighbors: kept up, dialled again with growing pauses, and taken down as a whole.
+
+A link is up while our two outgoing lanes stand and the neighbor's Hello has come on its control lane. The peer with the
+smaller id dials; the other waits a little before it does too, since it may be the one that can. All reading goes on whatever the
+machine does, so a slow round never stalls a neighbor's writes.
+"""
+
+import random
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from typing import Protocol
+
+import trio
+
+from p2pfl.core.errors import Malformed, P2pflError, RemoteError, StreamReset, TransportError
+from p2pfl.core.ids import PeerId, Seconds
+from p2pfl.core.wire import Hello, Message, digest, payload_length
+from p2pfl.node.framing import read_message, read_payload, skip_payload, write_bulk, write_message
+from p2pfl.node.transport import IncomingLane, LaneKind, OutgoingLane, Transport
+
+DIAL_TIMEOUT = Seconds(10.0)
+PATIENCE = Seconds(2.0)
+"""How long the peer with the larger id waits to be dialled. A guess: several times what dialling takes."""
+FIRST_PAUSE, LONGEST_PAUSE = Seconds(0.1), Seconds(30.0)
+PENALTY = Seconds(60.0)
+"""How long a neighbor that broke the protocol is not sought."""
+GRACE = Seconds(1.0)
+"""How long the connection to such a neighbor stands after the last thing read from it. A guess: many round trips."""
+MAX_CONTROL, MAX_BULK = 64, 4
+"""Messages queued for a neighbor that reads slowly; the oldest give way: each is worth less than the one after it."""
+FLUSH_TIMEOUT = Seconds(5.0)
+
+
+class LinkEvents(Protocol):
+    """Who is told what the links bring."""
+
+    def link_up(self, peer: PeerId) -> None:
+        """Tell that the link stands."""
+
+    def link_down(self, peer: PeerId, reason: str) -> None:
+        """Tell that a link that stood is gone."""
+
+    def message(self, peer: PeerId, message: Message) -> None:
+        """Hand over a message without a payload."""
+
+    def offer(self, peer: PeerId, message: Message) -> bool:
+        """Ask whether to receive the payload of `message`; if not, it is skipped."""
+
+    def bulk(self, peer: PeerId, message: Message, payload: bytearray) -> None:
+        """Hand over a message with its payload."""
+
+    def fault(self, peer: PeerId, error: RemoteError) -> None:
+        """Tell that a neighbor sent what is no message; its link is closed."""
+
+
+class _Link:
+    """One neighbor's lanes and queues."""
+
+    def __init__(self, peer: PeerId, addresses: Sequence[str]) -> None:
+        self.peer = peer
+        self.addresses = addresses
+        self.incoming: dict[LaneKind, IncomingLane] = {}
+        self.greeted = False
+        self.outgoing: trio.CancelScope | None = None
+        self.up = False
+        self.came_up = False
+        self.banned_until = Seconds(0.0)
+        self.queues: dict[LaneKind, deque[tuple[Message, memoryview | None, bytes]]] = {
+            LaneKind.CONTROL: deque(maxlen=MAX_CONTROL),
+            LaneKind.BULK: deque(maxlen=MAX_BULK),
+        }
+        self.writing = 0
+        self.changed = trio.Event()
+
+    def notify(self) -> None:
+        """Wake whoever waits for this link to change."""
+        self.changed.set()
+        self.changed = trio.Event()
+
+
+class Links:
+    """All links of a peer, over one transport."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        addresses: Mapping[PeerId, Sequence[str]],
+        hello: Callable[[], Hello],
+        events: LinkEvents,
+    ) -> None:
+        self._transport = transport
+        self._hello = hello
+        self._events = events
+        self._nursery: trio.Nursery | None = None
+        self._links = {peer: _Link(peer, known) for peer, known in addresses.items()}
+        # Only spreads redials in time; nothing of the protocol depends on it.
+        self._jitter = random.Random(transport.identity)  # noqa: S311
+
+    async def maintain(self) -> None:
+        """Keep all links up, until cancelled."""
+        async with trio.open_nursery() as self._nursery:
+            nursery = self._nursery
+            for link in self._links.values():
+                nursery.start_soon(self._keep_up, link)
+
+    # Sending
+
+    def send(self, peer: PeerId, message: Message) -> None:
+        """Queue a message without a payload; dropped where there is no link."""
+        self._queue(peer, LaneKind.CONTROL, (message, None, b""))
+
+    def send_bulk(self, peers: Sequence[PeerId], message: Message, payload: memoryview) -> None:
+        """Queue a message with `payload`, which nobody changes from now on; dropped where there is no link."""
+        trailer = digest(payload)
+        for peer in peers:
+            self._queue(peer, LaneKind.BULK, (message, payload, trailer))
+
+    def _queue(self, peer: PeerId, kind: LaneKind, item: tuple[Message, memoryview | None, bytes]) -> None:
+        link = self._links.get(peer)
+        if link is not None and link.up:
+            link.queues[kind].append(item)
+            link.notify()
+
+    async def flush(self) -> None:
+        """Wait, for a bounded time, until everything queued is written."""
+        with trio.move_on_after(FLUSH_TIMEOUT):
+            for link in self._links.values():
+                while link.up and (link.writing or any(link.queues.values())):
+                    await link.changed.wait()
+
+    def ban(self, peer: PeerId, reason: str) -> None:
+        """Close the link to a neighbor that broke the protocol, and do not seek it for `PENALTY` seconds."""
+        link = self._links.get(peer)
+        if link is not None:
+            link.banned_until = Seconds(trio.current_time() + PENALTY)
+            self._take_down(link, reason)
+            if self._nursery is not None:
+                self._nursery.start_soon(self._part, peer)
+
+    async def _part(self, peer: PeerId) -> None:
+        # Nothing more is read from it; but our Hello, which may tell it what it did wrong, gets the time to arrive.
+        await trio.sleep(GRACE)
+        await self._transport.disconnect(peer)
+
+    # Outgoing lanes
+
+    async def _keep_up(self, link: _Link) -> None:
+        pause = FIRST_PAUSE
+        while True:
+            await trio.sleep_until(link.banned_until)
+            link.came_up = False
+            try:
+                await self._hold(link)
+            except TransportError as error:
+                self._take_down(link, str(error))
+            pause = FIRST_PAUSE if link.came_up else Seconds(min(2 * pause, LONGEST_PAUSE))
+            await trio.sleep(pause * self._jitter.uniform(0.5, 1.0))
+
+    async def _hold(self, link: _Link) -> None:
+        """Open the outgoing lanes and write to them until the link breaks."""
+        if not self._transport.is_connected(link.peer):
+            await self._await_dial(link)
+            await self._transport.connect(link.peer, link.addresses, DIAL_TIMEOUT)
+        async with AsyncExitStack() as stack:
+            lanes: dict[LaneKind, OutgoingLane] = {}
+            for kind in LaneKind:
+                lanes[kind] = await self._transport.open(link.peer, kind)
+                stack.push_async_callback(_close_shielded, lanes[kind])
+            await write_message(lanes[LaneKind.CONTROL], self._hello())
+            with trio.CancelScope() as scope:
+                link.outgoing = scope
+                self._raise_up(link)
+                try:
+                    await self._write_lanes(link, lanes)
+                finally:
+                    link.outgoing = None
+
+    async def _await_dial(self, link: _Link) -> None:
+        if self._transport.identity < link.peer:
+            return
+        with trio.move_on_after(PATIENCE):
+            while not self._transport.is_connected(link.peer):
+                await link.changed.wait()
+
+    async def _write_lanes(self, link: _Link, lanes: Mapping[LaneKind, OutgoingLane]) -> None:
+        try:
+            async with trio.open_nursery() as nursery:
+                for kind, lane in lanes.items():
+                    nursery.start_soon(self._write, link, link.queues[kind], lane)
+        except* StreamReset as group:
+            # Both writers of a broken connection may fail; one reason is enough.
+            raise _first(group) from None
+
+    async def _write(
+        self, link: _Link, queue: deque[tuple[Message, memoryview | None, bytes]], lane: OutgoingLane
+    ) -> None:
+        while True:
+            while not queue:
+                await link.changed.wait()
+            while queue:
+                message, payload, trailer = queue.popleft()
+                link.writing += 1
+                try:
+                    if payload is None:
+                        await write_message(lane, message)
+                    else:
+                        await write_bulk(lane, message, payload, trailer)
+                finally:
+                    link.writing -= 1
+            link.notify()
+
+    # Incoming lanes
+
+    async def accept(self, kind: LaneKind, lane: IncomingLane) -> None:
+        """Read an incoming lane until it ends; the transport's `LaneHandler`."""
+        link = self._links.get(lane.peer)
+        if link is None:
+            await lane.reset()
+            return
+        link.incoming[kind] = lane
+        link.notify()
+        try:
+            await self._read(link, kind, lane)
+            reason = "closed by the neighbor"
+        except RemoteError as error:
+            self._events.fault(link.peer, error)
+            reason = error.reason
+        except TransportError as error:
+            reason = str(error)
+        await lane.reset()
+        if link.incoming.get(kind) is not lane:
+            return  # A newer lane of the neighbor took its place.
+        del link.incoming[kind]
+        if kind is LaneKind.CONTROL:
+            link.greeted = False
+        # A clean end of one lane may come before the other's last message.
+        if reason != "closed by the neighbor" or not link.incoming:
+            self._take_down(link, reason)
+
+    async def _read(self, link: _Link, kind: LaneKind, lane: IncomingLane) -> None:
+        if kind is LaneKind.CONTROL:
+            await self._read_hello(link, lane)
+        while not _is_banned(link) and (message := await read_message(lane)) is not None:
+            is_bulk = payload_length(message) > 0
+            if is_bulk != (kind is LaneKind.BULK):
+                raise Malformed(f"sent a message on its {kind} lane that does not belong there", link.peer)
+            if not is_bulk:
+                self._events.message(link.peer, message)
+            elif self._events.offer(link.peer, message):
+                self._events.bulk(link.peer, message, await read_payload(lane, message))
+            elif not _is_banned(link):
+                await skip_payload(lane, message)
+
+    async def _read_hello(self, link: _Link, lane: IncomingLane) -> None:
+        link.greeted = False
+        message = await read_message(lane)
+        if not isinstance(message, Hello):
+            raise Malformed("did not say Hello first", link.peer)
+        self._events.message(link.peer, message)
+        if not _is_banned(link):
+            link.greeted = True
+            self._raise_up(link)
+
+    # Up and down
+
+    def _raise_up(self, link: _Link) -> None:
+        if link.greeted and link.outgoing is not None and not link.up:
+            link.up = link.came_up = True
+            self._events.link_up(link.peer)
+
+    def _take_down(self, link: _Link, reason: str) -> None:
+        for queue in link.queues.values():
+            queue.clear()
+        if link.outgoing is not None:
+            link.outgoing.cancel()
+        if link.up:
+            link.up = False
+            self._events.link_down(link.peer, reason)
+        link.notify()
+
+
+def _is_banned(link: _Link) -> bool:
+    return link.banned_until > trio.current_time()
+
+
+async def _close_shielded(lane: OutgoingLane) -> None:
+    with trio.CancelScope(shield=True), trio.move_on_after(FLUSH_TIMEOUT):
+        await lane.close()
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> P2pflError:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            return _first(error)
+        if isinstance(error, P2pflError):
+            return error
+    raise AssertionError("an exception group of another kind")

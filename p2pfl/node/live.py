@@ -1,0 +1,351 @@
+"""The terminal view of a run while it goes on: a table on a terminal, plain lines elsewhere.
+
+Knows only what the peers' traces say. `fold` keeps what is shown of a peer as a value; rendering reads it. Text that
+came from elsewhere is never taken for markup or for a terminal's control codes.
+"""
+
+import math
+import statistics
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from p2pfl.core.trace import (
+    Entry,
+    Evaluated,
+    LinkChanged,
+    Note,
+    PeerFinished,
+    PeerStarted,
+    Refused,
+    RoundEnded,
+    State,
+    StateChanged,
+)
+
+UNMASKED = "UNMASKED: neighbors see each other's updates"
+REMARKS_SHOWN = 4
+"""Lines of the footer: what still leaves room for eight peers on 24 lines."""
+QUIET_SECONDS = 10.0
+"""Without an entry for so long, a peer's row says so: a trace cannot tell a slow round from a killed peer. A guess"""
+_FRAME_LINES = 7
+"""Lines of the table that are not a peer's: header, title row, rules, the line of those left out."""
+_STYLES: Mapping[State, str] = {
+    State.STARTING: "dim",
+    State.LINKING: "yellow",
+    State.TRAINING: "cyan",
+    State.SETTLING: "blue",
+    State.LEAVING: "magenta",
+    State.DONE: "green",
+    State.FAILED: "bold red",
+}
+
+
+@dataclass(frozen=True)
+class PeerView:
+    """What is shown of a peer.
+
+    Attributes:
+        rounds: how many rounds have ended.
+        settling: how many of them only averaged.
+        metric: the name and the latest value of the task's main metric.
+        heard: how many neighbors were in the last average.
+        absent: the neighbors that were not.
+        at: when its trace last grew, in seconds since 1970.
+    """
+
+    name: str
+    state: State = State.STARTING
+    rounds: int = 0
+    settling: int = 0
+    loss: float | None = None
+    metric: tuple[str, float] | None = None
+    neighbors: tuple[str, ...] = ()
+    heard: int = 0
+    absent: tuple[str, ...] = ()
+    bytes_in: int = 0
+    bytes_out: int = 0
+    at: float | None = None
+    finished: PeerFinished | None = None
+
+
+def fold(view: PeerView, entry: Entry) -> PeerView:
+    """Return what is shown of a peer once its trace has one more entry."""
+    view = replace(view, bytes_in=entry.bytes_in, bytes_out=entry.bytes_out, at=entry.at)
+    match entry.event:
+        case PeerStarted() as event:
+            return replace(
+                PeerView(view.name, at=entry.at, bytes_in=entry.bytes_in, bytes_out=entry.bytes_out),
+                neighbors=event.neighbors,
+            )
+        case StateChanged(state, _):
+            return replace(view, state=State(state))
+        case RoundEnded() as event:
+            return replace(
+                view,
+                rounds=event.round + 1,
+                settling=view.settling + event.settling,
+                loss=view.loss if event.loss is None else event.loss,
+                heard=len(event.heard),
+                absent=tuple(event.absent),
+            )
+        case Evaluated(_, metrics):
+            return replace(view, metric=main_metric(metrics))
+        case PeerFinished() as event:
+            return replace(view, finished=event, state=State.FAILED if event.outcome == "failed" else State.DONE)
+    return view
+
+
+def remark(view: PeerView, entry: Entry) -> str | None:
+    """Return the line that an entry after `view` is worth, if any: notes, refusals, lost links."""
+    match entry.event:
+        case Note(text):
+            return printable(text)
+        case Refused(who, reason):
+            return printable(f"refused {who}: {reason}")
+        case LinkChanged(neighbor, False, reason) if view.state not in (State.LEAVING, State.DONE, State.FAILED):
+            return printable(f"lost the link to {neighbor}" + (f": {reason}" if reason else ""))
+        case LinkChanged(neighbor, True, _) if view.state in (State.TRAINING, State.SETTLING):
+            return printable(f"linked to {neighbor} again")
+    return None
+
+
+def main_metric(metrics: Mapping[str, float]) -> tuple[str, float] | None:
+    """Return the metric by which a model is judged: accuracy, else the task's first, else the loss."""
+    names = [name for name in metrics if name != "loss"]
+    name = "accuracy" if "accuracy" in names else next(iter([*names, *metrics]), None)
+    return None if name is None else (name, metrics[name])
+
+
+def size_text(count: float) -> str:
+    """Write a number of bytes for people: 999 B, 6.4 MB (powers of 1000)."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 99.5 else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def printable(text: str) -> str:
+    """Return `text` on one line, without anything a terminal might act on."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
+class LiveView:
+    """Shows the peers of a run; a context manager. Redraws, or prints what is new, at each `update`.
+
+    Args:
+        names: the peers', in the order they are shown.
+        rounds: how many training rounds there are.
+        console: where to draw; not a terminal: plain lines.
+        title: what the header calls the run, such as its folder.
+    """
+
+    def __init__(self, names: Sequence[str], rounds: int, console: Console, title: str = "") -> None:
+        self._views = {name: PeerView(name) for name in names}
+        self._rounds = rounds
+        self._console = console
+        self._title = title
+        self._began = time.monotonic()
+        self._remarks: list[str] = []
+        self._shown_tenths = 0
+        self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+
+    def __enter__(self) -> Self:
+        if self._live is None:
+            self._print(f"{UNMASKED} ({self._title or 'this run'})")
+        else:
+            self._live.start()
+            self._draw(self._live)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._draw(self._live)
+            self._live.stop()
+
+    def update(self, new: Mapping[str, Sequence[Entry]]) -> None:
+        """Take what is new in each peer's trace."""
+        changes: list[tuple[str, str]] = []
+        remarks: list[tuple[str, str]] = []
+        for name, entries in new.items():
+            for entry in entries:
+                before = self._views[name]
+                self._views[name] = fold(before, entry)
+                remarks += [(name, line)] if (line := remark(before, entry)) else []
+                changes += [(name, line)] if (line := change(entry)) else []
+        lines = together(remarks, len(self._views))
+        if self._live is None:
+            for line in [*self._progress(), *together(changes, len(self._views)), *lines]:
+                self._print(line)
+        else:
+            self._remarks = [*self._remarks, *lines][-REMARKS_SHOWN:]
+            self._draw(self._live)
+
+    def _draw(self, live: Live) -> None:
+        elapsed = time.monotonic() - self._began
+        views = list(self._views.values())
+        header = header_line(self._title, elapsed)
+        rows = max(1, self._console.height - _FRAME_LINES - REMARKS_SHOWN)
+        table = peers_table(views, self._rounds, time.time(), rows)
+        footer = [Text(line, style="yellow", no_wrap=True, overflow="ellipsis") for line in self._remarks]
+        live.update(Group(header, table, *footer), refresh=True)
+
+    def _progress(self) -> list[str]:
+        """Return the line of progress, once for each tenth of the training rounds that half of the peers passed."""
+        step = max(1, math.ceil(self._rounds / 10))
+        tenths = int(statistics.median_low([view.rounds for view in self._views.values()])) // step
+        if tenths <= self._shown_tenths:
+            return []
+        self._shown_tenths = tenths
+        return [progress_line(list(self._views.values()), self._rounds)]
+
+    def _print(self, line: str) -> None:
+        self._console.print(Text(line), soft_wrap=True)
+        self._console.file.flush()
+
+
+# Plain lines
+
+
+def change(entry: Entry) -> str | None:
+    """Return the line for a peer that passed to another state or finished, if it did."""
+    match entry.event:
+        case StateChanged(State.DONE | State.FAILED, _):
+            return None  # the line for the end says more, and comes once the model is on disk
+        case StateChanged(state, round):
+            return f"{state}" + (f" from round {round}" if state == State.SETTLING else "")
+        case PeerFinished(outcome, round, agreed, reason):
+            why = f": {printable(reason)}" if reason else ""
+            return f"{outcome} after {round} rounds{', models agree' if agreed else ''}{why}"
+    return None
+
+
+def together(lines: Iterable[tuple[str, str]], peers: int) -> list[str]:
+    """Write (peer, line) pairs as one line for all peers that say the same, in the order of the first."""
+    says: dict[str, list[str]] = {}
+    for name, line in lines:
+        says.setdefault(line, []).append(name)
+    return [f"{_named(names, peers)}: {line}" for line, names in says.items()]
+
+
+def _named(names: Sequence[str], peers: int) -> str:
+    return f"all {peers} peers" if peers > 1 and len(set(names)) == peers else ", ".join(dict.fromkeys(names))
+
+
+def progress_line(views: Sequence[PeerView], rounds: int) -> str:
+    """Sum up progress in one line: means over the peers that are at most a tenth of the rounds behind the median."""
+    median = int(statistics.median_low([view.rounds for view in views]))
+    abreast = [view for view in views if view.rounds + max(1, math.ceil(rounds / 10)) >= median]
+    parts = [f"round {min(median, rounds)} of {rounds}" + (f" + {median - rounds} settling" if median > rounds else "")]
+    losses = [view.loss for view in abreast if view.loss is not None]
+    if losses:
+        parts.append(f"loss {statistics.fmean(losses):.4f}")
+    metrics = [view.metric for view in abreast if view.metric is not None]
+    if metrics:
+        values = [value for _, value in metrics]
+        parts.append(f"{metrics[0][0]} {statistics.fmean(values):.3f} ({min(values):.3f} to {max(values):.3f})")
+    behind = [view.name for view in views if view not in abreast]
+    if behind:
+        parts.append(f"far behind: {', '.join(behind)}")
+    absent = sorted({name for view in abreast for name in view.absent})
+    if absent:
+        parts.append(f"absent: {', '.join(absent)}")
+    parts.append(f"{size_text(sum(view.bytes_out for view in views))} sent")
+    return ", ".join(parts)
+
+
+# The table
+
+
+def header_line(title: str, elapsed: float) -> Text:
+    """Return the line above the table; it says first that nothing is masked."""
+    line = Text.assemble((f" {UNMASKED} ", "bold black on yellow"), no_wrap=True, overflow="ellipsis")
+    return line.append(f"  {printable(title)}" if title else "").append(f"  {duration_text(elapsed)}", "dim")
+
+
+def duration_text(seconds: float) -> str:
+    """Write a time for people: 0:07, 12:34, 1:00:00."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def peers_table(views: Sequence[PeerView], rounds: int, now: float, most: int) -> Table:
+    """Return a row for each peer, at most `most`: where there are more, those in trouble and the first of the others.
+
+    Args:
+        views: in the order they are shown.
+        rounds: how many training rounds there are.
+        now: seconds since 1970.
+        most: rows that fit.
+    """
+    metric = next((view.metric[0] for view in views if view.metric is not None), "metric")
+    table = Table(expand=False, pad_edge=False, box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("peer", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    for title in ("round", "loss", metric):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("heard", no_wrap=True, overflow="ellipsis")
+    for title in ("in", "out"):
+        table.add_column(title, justify="right", no_wrap=True)
+    shown = _shown(views, now, most)
+    for view in shown:
+        table.add_row(*_row(view, rounds, now))
+    hidden = Counter(view.state.value for view in views if view not in shown)
+    if hidden:
+        table.add_row(Text("…", "dim"), Text(", ".join(f"{n} {state}" for state, n in hidden.items()), "dim"))
+    return table
+
+
+def _shown(views: Sequence[PeerView], now: float, most: int) -> list[PeerView]:
+    if len(views) <= most:
+        return list(views)
+    chosen = {view.name for view in sorted(views, key=lambda view: not _is_troubled(view, now))[:most]}
+    return [view for view in views if view.name in chosen]
+
+
+def _is_troubled(view: PeerView, now: float) -> bool:
+    return view.state is State.FAILED or bool(view.absent) or _quiet(view, now) > QUIET_SECONDS
+
+
+def _quiet(view: PeerView, now: float) -> float:
+    return 0.0 if view.at is None or view.finished is not None else now - view.at
+
+
+def _row(view: PeerView, rounds: int, now: float) -> list[Text]:
+    return [
+        Text(view.name),
+        _state(view, now),
+        Text(f"{view.rounds - view.settling}/{rounds}" + (f" +{view.settling} settling" if view.settling else "")),
+        Text("" if view.loss is None else f"{view.loss:.4f}"),
+        Text("" if view.metric is None else f"{view.metric[1]:.3f}"),
+        _heard(view),
+        Text(size_text(view.bytes_in)),
+        Text(size_text(view.bytes_out)),
+    ]
+
+
+def _state(view: PeerView, now: float) -> Text:
+    text = Text(view.state.value, _STYLES[view.state])
+    if view.finished is not None and view.finished.outcome == "stopped":
+        text = Text("stopped", "yellow")
+    quiet = _quiet(view, now)
+    return text.append(f" (quiet {duration_text(quiet)})", "yellow") if quiet > QUIET_SECONDS else text
+
+
+def _heard(view: PeerView) -> Text:
+    if not view.rounds:
+        return Text("")
+    text = Text(f"{view.heard}/{len(view.neighbors)}")
+    return text.append(f" without {', '.join(view.absent)}", "yellow") if view.absent else text

@@ -1,0 +1,186 @@
+"""One running peer: its folder checked, its machine, trainer and transport put together, its model kept at the end."""
+
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+import trio
+
+from p2pfl.core.errors import P2pflError
+from p2pfl.core.ids import PeerId, Round
+from p2pfl.core.machine import Vector
+from p2pfl.core.trace import Entry, Evaluated, Event, Note, PeerFinished, PeerStarted
+from p2pfl.gossip.peer_machine import PeerMachine, Plan
+from p2pfl.learning.task import read_data
+from p2pfl.learning.trainer import Trainer
+from p2pfl.learning.vector import flatten, load_model, notes, save_model
+from p2pfl.node.driver import Driver, Hooks
+from p2pfl.node.federation import Federation, Home, open_federation, own_membership
+from p2pfl.node.libp2p.host import Libp2pTransport
+from p2pfl.node.tracefile import TRACE_FILE, TraceWriter
+
+MODEL_FILE, HISTORY_FILE = "model.safetensors", "history.f32"
+
+
+class LocalTraining:
+    """The driver's worker: local steps, and before them the common model's evaluation, where its turn has come."""
+
+    def __init__(self, trainer: Trainer, evaluate_every: int) -> None:
+        self._trainer = trainer
+        self._evaluate_every = evaluate_every
+
+    def train(self, round: Round, vector: Vector) -> tuple[Vector, float, Sequence[Event]]:
+        """See `p2pfl.node.driver.Worker`."""
+        events = [] if round % self._evaluate_every else [Evaluated(round, self._trainer.evaluate(vector))]
+        trained = self._trainer.train(vector, round)
+        return trained.vector, trained.loss, events
+
+
+class ModelKeeper:
+    """Keeps the latest adopted model, and copies of every so-manieth one in a file of raw little-endian float32."""
+
+    def __init__(self, initial: Vector, history: BinaryIO | None, every: int) -> None:
+        self.vector = initial
+        self.rounds = 0
+        self._history = history
+        self._every = every
+        self._keep(0)
+
+    def adopt(self, round: Round, vector: Vector) -> None:
+        """Take the model after `round`."""
+        self.vector = vector
+        self.rounds = round + 1
+        self._keep(self.rounds)
+
+    def _keep(self, rounds: int) -> None:
+        if self._history is not None and rounds % self._every == 0:
+            self._history.write(self.vector.astype("<f4", copy=False).data)
+            self._history.flush()
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A peer that has passed every check and may run."""
+
+    home: Home
+    federation: Federation
+    transport: Libp2pTransport
+    machine: PeerMachine
+    trainer: Trainer
+    initial: Vector
+    started: PeerStarted
+    plan: Plan
+
+    @classmethod
+    def prepare(cls, home: Home) -> "Peer":
+        """Check a member's folder and load what it says.
+
+        Raises:
+            InvalidConfig: something in it is missing or wrong.
+        """
+        identity = home.identity()
+        federation = open_federation(home.charter_path)
+        charter = federation.charter
+        member = own_membership(home, charter, identity)
+        task = federation.task.task
+        data = read_data(task, home.config.data)
+        terms = charter.training
+        trainer = Trainer(
+            task,
+            data,
+            local_steps=terms.local_steps,
+            batch_size=terms.batch_size,
+            clip_norm=terms.clip_norm,
+            seed=home.config.seed,
+        )
+        load_model(federation.model_path, trainer.model)
+        initial = flatten(trainer.model)
+        plan = Plan.for_peer(charter, identity.peer_id)
+        started = PeerStarted(
+            member=member.name,
+            peer=identity.peer_id,
+            charter=charter.hash().hex(),
+            neighbors=tuple(plan.names[peer] for peer in plan.weights),
+            parameters=trainer.size,
+            examples=len(data.train),
+        )
+        transport = Libp2pTransport(identity.seed(), charter.roster())
+        return cls(home, federation, transport, PeerMachine(plan, initial), trainer, initial, started, plan)
+
+    def run(self, watch: Callable[[Entry], None] = lambda _: None) -> None:
+        """Run until the federation's last round, or until asked to stop (SIGINT, SIGTERM).
+
+        Args:
+            watch: shown each entry of the trace as it is written.
+
+        Raises:
+            P2pflError: the run failed.
+        """
+        torch.set_num_threads(1)
+        run_path = self.home.run_path
+        trace = TraceWriter(run_path / TRACE_FILE, lambda: (self.transport.bytes_in, self.transport.bytes_out), watch)
+        try:
+            trio.run(self._run, trace)
+        finally:
+            trace.close()
+
+    async def _run(self, trace: TraceWriter) -> None:
+        trace.write(self.started)
+        for text in notes(self.trainer.model):
+            trace.write(Note(text))
+        every = self.home.config.history_every
+        history = (self.home.run_path / HISTORY_FILE).open("wb") if every else None
+        keeper = ModelKeeper(self.initial, history, every)
+        held: list[PeerFinished] = []
+
+        def emit(event: Event) -> None:
+            # The last line of a trace is written once the model is on disk: whoever sees it finds the model.
+            held.append(event) if isinstance(event, PeerFinished) else trace.write(event)
+
+        try:
+            await self._drive(Hooks(emit, keeper.adopt))
+        except P2pflError as error:
+            trace.write(held[-1] if held else PeerFinished("failed", keeper.rounds, agreed=False, reason=str(error)))
+            raise
+        finally:
+            if history is not None:
+                history.close()
+        trace.write(Evaluated(keeper.rounds, self.trainer.evaluate(keeper.vector)))
+        self._save(keeper)
+        trace.write(held[-1])
+
+    async def _drive(self, hooks: Hooks) -> None:
+        addresses: dict[PeerId, tuple[str, ...]] = {
+            PeerId(member.peer_id): member.addresses
+            for member in self.federation.charter.members
+            if PeerId(member.peer_id) in self.plan.weights
+        }
+        worker = LocalTraining(self.trainer, self.home.config.evaluate_every)
+        driver = Driver(self.machine, self.transport, addresses, self.plan.charter, worker, hooks)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_stop_on_signal, driver)
+            try:
+                await driver.run(self.home.config.listen)
+            finally:
+                nursery.cancel_scope.cancel()
+
+    def _save(self, keeper: ModelKeeper) -> None:
+        # `evaluate` has left the kept vector in the model.
+        metadata = {"charter": self.plan.charter.hex(), "member": self.started.member, "rounds": str(keeper.rounds)}
+        save_model(self.home.run_path / MODEL_FILE, self.trainer.model, metadata)
+
+
+async def _stop_on_signal(driver: Driver) -> None:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for _ in signals:
+            driver.stop()
+
+
+def read_history(path: Path, parameters: int) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+    """Read `history.f32`: float32 [copies, parameters]; a copy that was being written is left out."""
+    values = np.fromfile(path, np.dtype("<f4"))
+    return values[: len(values) // parameters * parameters].reshape(-1, parameters)

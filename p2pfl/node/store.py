@@ -1,0 +1,97 @@
+"""Files: read with errors a person can act on, written whole or not at all, keys for their owner's eyes only."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from p2pfl.core.errors import InvalidConfig
+from p2pfl.crypto.identity import SEED_BYTES, Identity
+
+KEY_MODE = 0o600
+
+
+def read_bytes(path: Path, what: str) -> bytes:
+    """Read a file that must be there; `what` says in errors what it is.
+
+    Raises:
+        InvalidConfig: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidConfig(f"{path}: {what} cannot be read: {error.strerror}") from error
+
+
+def read_text(path: Path, what: str) -> str:
+    """Read a text file that must be there.
+
+    Raises:
+        InvalidConfig: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return read_bytes(path, what).decode()
+    except UnicodeDecodeError as error:
+        raise InvalidConfig(f"{path}: {what} is not UTF-8 text") from error
+
+
+def sha256_of(path: Path, what: str) -> str:
+    """Return the SHA-256 of a file, in hexadecimal.
+
+    Raises:
+        InvalidConfig: it cannot be read.
+    """
+    return hashlib.sha256(read_bytes(path, what)).hexdigest()
+
+
+def write_atomic(path: Path, content: bytes, mode: int = 0o644) -> None:
+    """Write a file whole or not at all, and durably: a temporary neighbor, fsync, rename, fsync of the folder.
+
+    Raises:
+        InvalidConfig: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InvalidConfig(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def create_identity(path: Path, entropy: Callable[[int], bytes] = os.urandom) -> Identity:
+    """Make a key and write it for its owner only.
+
+    Raises:
+        InvalidConfig: there is a file already; keys are never overwritten.
+    """
+    if path.exists():
+        raise InvalidConfig(f"{path}: exists already; a key is never overwritten, choose another name")
+    identity = Identity(entropy(SEED_BYTES))
+    write_atomic(path, identity.to_pem(), KEY_MODE)
+    return identity
+
+
+def load_identity(path: Path) -> Identity:
+    """Read a key that `create_identity` wrote.
+
+    Raises:
+        InvalidConfig: it is missing, is something else, or others may read it.
+    """
+    pem = read_bytes(path, "the private key")
+    if path.stat().st_mode & 0o077:
+        raise InvalidConfig(f"{path}: others may read this private key; run `chmod 600 {path}`")
+    return Identity.from_pem(pem, str(path))

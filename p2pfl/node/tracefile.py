@@ -1,0 +1,73 @@
+"""Traces on disk: one writer, any number of readers that follow it."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from p2pfl.core.errors import InvalidConfig
+from p2pfl.core.trace import Entry, Event, decode_entry, encode_entry
+
+TRACE_FILE = "trace.jsonl"
+
+
+class TraceWriter:
+    """Appends events to a trace, each line in one write, so that a reader sees whole lines or none."""
+
+    def __init__(
+        self, path: Path, traffic: Callable[[], tuple[int, int]], watch: Callable[[Entry], None] = lambda _: None
+    ) -> None:
+        """Open the file; `traffic` tells the bytes (in, out) so far, `watch` sees each entry once it is written.
+
+        Raises:
+            InvalidConfig: it cannot be opened.
+        """
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a", buffering=1, encoding="utf-8")
+        except OSError as error:
+            raise InvalidConfig(f"{path}: the trace cannot be written: {error.strerror}") from error
+        self._traffic = traffic
+        self._watch = watch
+
+    def write(self, event: Event) -> None:
+        """Append `event`."""
+        bytes_in, bytes_out = self._traffic()
+        entry = Entry(time.time(), bytes_in, bytes_out, event)
+        self._file.write(encode_entry(entry) + "\n")
+        self._watch(entry)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class TraceReader:
+    """Follows a trace that may not exist yet."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+
+    def read_new(self) -> Iterator[Entry]:
+        """Give the entries written since the last call; a line still being written waits for the next."""
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                self._offset += len(line)
+                yield decode_entry(line.decode())
+
+
+def read_trace(path: Path) -> list[Entry]:
+    """Read a whole trace.
+
+    Raises:
+        InvalidConfig: there is none.
+        Malformed: a line of it is something else.
+    """
+    if not path.exists():
+        raise InvalidConfig(f"{path}: there is no trace; name the folder of a run")
+    return list(TraceReader(path).read_new())

@@ -1,0 +1,48 @@
+"""A charter in words, for the people who are to sign it."""
+
+from collections.abc import Iterator
+
+from p2pfl.core.charter import Charter
+from p2pfl.crypto.identity import charter_faults
+from p2pfl.gossip.mixing import metropolis_hastings, spectral_gap
+from p2pfl.gossip.peer_machine import overlay_of
+from p2pfl.gossip.topology import diameter
+
+
+def describe_charter(charter: Charter) -> Iterator[str]:
+    """Give the charter's terms, what they mean for this many members, and who has signed, line by line."""
+    training, averaging, deadlines = charter.training, charter.averaging, charter.deadlines
+    yield f"{charter.name}, version {charter.version}, {charter.hash().hex()}"
+    yield f"task      {charter.task.source} ({charter.task.sha256[:16]}…)"
+    yield f"model     {charter.model.parameters} parameters from {charter.model.file} ({charter.model.sha256[:16]}…)"
+    clip = f", updates clipped to norm {training.clip_norm:g}" if training.clip_norm else ", updates not clipped"
+    yield (
+        f"training  {training.rounds} rounds of {training.algorithm}: {training.local_steps} local steps of "
+        f"{training.batch_size} examples{clip}"
+    )
+    yield f"masks     {averaging.masks}: UNMASKED, neighbors see each other's updates"
+    yield f"topology  {averaging.topology}{_facts(charter)}"
+    yield f"end       average until the consensus distance is at most {averaging.tolerance:g}, or {averaging.settle_rounds} rounds"
+    yield (
+        f"deadlines {deadlines.start:g} s to start, {deadlines.round:g} s a round, "
+        f"a heartbeat each {deadlines.heartbeat:g} s, gone after {deadlines.silence:g} s of silence"
+    )
+    for member in sorted(charter.members, key=lambda member: member.name):
+        signed = "signed" if member.name in charter.signatures else "not signed"
+        yield f"member    {member.name}  {member.peer_id}  {', '.join(member.addresses)}  {signed}"
+    faults = charter_faults(charter)
+    yield "state     in force" if not faults else f"state     not in force: {'; '.join(faults)}"
+
+
+def _facts(charter: Charter) -> str:
+    if len(charter.members) < 2:
+        return ""
+    graph = overlay_of(charter)
+    degrees = sorted(degree for _, degree in graph.degree)
+    degree = f"{degrees[0]}" if degrees[0] == degrees[-1] else f"{degrees[0]} to {degrees[-1]}"
+    gap = spectral_gap(metropolis_hastings(graph))
+    sent = max(degrees) * 4 * charter.model.parameters
+    return (
+        f": {degree} neighbors each, diameter {diameter(graph)}, spectral gap {gap:.3f}, "
+        f"{sent / 1e6:.3g} MB sent a round by each peer"
+    )

@@ -1,0 +1,238 @@
+"""A run in numbers: how good each peer's model is, how far apart they are, what it took.
+
+Owns `summary.json`'s content. Everything is computed from what the peers left and from the baselines.
+"""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from p2pfl.gossip.mixing import consensus_distance, metropolis_hastings, spectral_gap
+from p2pfl.gossip.peer_machine import overlay_of
+from p2pfl.gossip.topology import diameter
+from p2pfl.learning.task import Data
+from p2pfl.node.live import main_metric
+from p2pfl.simulation.baselines import Baselines, Curve, Share, measure, spread_out
+from p2pfl.simulation.results import PeerRun, Run
+
+BLOCK = 1 << 16
+"""Parameters of all peers that are in memory at a time: 64 MiB in float64 for 128 peers."""
+MOST_COPIES = 600
+"""Points of the consensus plot: what 1200 pixels show apart."""
+
+
+@dataclass(frozen=True)
+class PeerSummary:
+    """A row of the final table.
+
+    Attributes:
+        name: the member's.
+        outcome: see `p2pfl.simulation.results.Outcome.kind`.
+        rounds: how many rounds it completed.
+        agreed: whether its model is known to be within the charter's tolerance of the others.
+        reason: why it failed.
+        examples: how many it trained on.
+        classes: how many classes they are of, where they are of classes.
+        alone: the metric of the model it gets without the others.
+        together: the metric of its model of the run: the file it left, else its last evaluation.
+        bytes_in: bytes received by its sockets.
+        bytes_out: bytes sent by them.
+    """
+
+    name: str
+    outcome: str
+    rounds: int
+    agreed: bool
+    reason: str
+    examples: int | None
+    classes: int | None
+    alone: float | None
+    together: float | None
+    bytes_in: int
+    bytes_out: int
+
+    @property
+    def gain(self) -> float | None:
+        """What the federation was worth to this peer; None where it did not see the end of it."""
+        if self.alone is None or self.together is None or self.outcome != "done":
+            return None
+        return self.together - self.alone
+
+
+@dataclass(frozen=True)
+class OverlaySummary:
+    """The overlay: `degree` is the smallest and the largest number of neighbors, `diameter` in hops."""
+
+    topology: str
+    degree: tuple[int, int]
+    diameter: int
+    spectral_gap: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A run in numbers.
+
+    Attributes:
+        federation: its name.
+        charter: the charter's hash, in hexadecimal.
+        metric: the one that models are judged by.
+        rounds: training rounds agreed on.
+        parameters: values of the model that are averaged.
+        central: the metric of one model trained on all peers' data.
+        consensus: the consensus distance at the end, of the models the peers left.
+        consensus_peers: how many those are.
+        tolerance: the consensus distance that was to be reached.
+        seconds_per_round: the median from the start of a training round to the start of the next.
+        bytes_sent: by all peers.
+        bytes_per_value: received bytes for each parameter of each update that was averaged; 4 is a float32 alone.
+        classes: how many classes all peers' examples are of.
+        missing: why there are no baselines.
+    """
+
+    federation: str
+    charter: str
+    metric: str
+    rounds: int
+    parameters: int
+    overlay: OverlaySummary
+    peers: tuple[PeerSummary, ...]
+    central: float | None
+    consensus: float | None
+    consensus_peers: int
+    tolerance: float
+    seconds_per_round: float | None
+    bytes_sent: int
+    bytes_per_value: float | None
+    classes: int | None
+    missing: str
+
+
+def summarise(run: Run, against: Baselines, shares: Mapping[str, Data] | None) -> Summary:
+    """Compute a run's numbers.
+
+    Args:
+        run: the run.
+        against: its baselines.
+        shares: each peer's data, to measure the models on; without it, their last evaluations count.
+    """
+    charter = run.charter
+    metric = metric_of(run, against)
+    models = [peer.model for peer in run.peers if peer.model is not None]
+    return Summary(
+        federation=charter.name,
+        charter=charter.hash().hex(),
+        metric=metric,
+        rounds=charter.training.rounds,
+        parameters=charter.model.parameters,
+        overlay=overlay_summary(run),
+        peers=tuple(_peer(run, peer, against, shares, metric) for peer in run.peers),
+        central=last(against.central, metric),
+        consensus=distance(models) if len(models) > 1 else None,
+        consensus_peers=len(models),
+        tolerance=charter.averaging.tolerance,
+        seconds_per_round=seconds_per_round(run.peers),
+        bytes_sent=sum(peer.traffic()[1] for peer in run.peers),
+        bytes_per_value=bytes_per_value(run),
+        classes=against.classes,
+        missing=against.missing,
+    )
+
+
+def metric_of(run: Run, against: Baselines) -> str:
+    """Name the metric that models are judged by: accuracy where there is one."""
+    curves = [*(peer.evaluations() for peer in run.peers), against.central]
+    curves += [share.curve for share in against.shares.values()]
+    for curve in curves:
+        for metrics in curve.values():
+            if (main := main_metric(metrics)) is not None:
+                return main[0]
+    return "accuracy"
+
+
+def last(curve: Curve, metric: str) -> float | None:
+    """Return the last value of a metric on a curve."""
+    return finite(curve[max(curve)].get(metric)) if curve else None
+
+
+def finite(value: float | None) -> float | None:
+    """Return `value` unless it is no number."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def overlay_summary(run: Run) -> OverlaySummary:
+    """Describe the charter's overlay."""
+    graph = overlay_of(run.charter)
+    degrees = [degree for _, degree in graph.degree]
+    gap = spectral_gap(metropolis_hastings(graph))
+    return OverlaySummary(run.charter.averaging.topology, (min(degrees), max(degrees)), diameter(graph), gap)
+
+
+def _peer(run: Run, peer: PeerRun, against: Baselines, shares: Mapping[str, Data] | None, metric: str) -> PeerSummary:
+    together = last(peer.evaluations(), metric)
+    if shares is not None and peer.model is not None:
+        together = finite(measure(run, shares[peer.name], peer.model).get(metric))
+    started = peer.started
+    share = against.shares.get(peer.name, Share(started.examples, None, {}) if started is not None else None)
+    bytes_in, bytes_out = peer.traffic()
+    return PeerSummary(
+        name=peer.name,
+        outcome=peer.outcome.kind,
+        rounds=peer.outcome.rounds,
+        agreed=peer.outcome.agreed,
+        reason=peer.outcome.reason,
+        examples=share.examples if share is not None else None,
+        classes=share.classes if share is not None else None,
+        alone=last(share.curve, metric) if share is not None else None,
+        together=together,
+        bytes_in=bytes_in,
+        bytes_out=bytes_out,
+    )
+
+
+# Consensus
+
+
+def distance(vectors: Sequence[NDArray[np.float32]]) -> float:
+    """Return the consensus distance of vectors, each float32 [parameters], a block of parameters at a time."""
+    # The mean over peers of a sum over parameters: blocks of parameters add up.
+    starts = range(0, len(vectors[0]), BLOCK)
+    return sum(consensus_distance(np.stack([vector[start : start + BLOCK] for vector in vectors])) for start in starts)
+
+
+def consensus_curve(peers: Sequence[PeerRun]) -> dict[int, float]:
+    """Return the consensus distance by the number of rounds, each over the peers that have that copy: two at least."""
+    copies: dict[int, list[NDArray[np.float32]]] = {}
+    for peer in peers:
+        for number in range(len(peer.history)):
+            copies.setdefault(number * peer.home.config.history_every, []).append(peer.history[number])
+    shared = sorted(rounds for rounds, vectors in copies.items() if len(vectors) > 1)
+    return {shared[number]: distance(copies[shared[number]]) for number in spread_out(len(shared), MOST_COPIES)}
+
+
+# What it took
+
+
+def seconds_per_round(peers: Sequence[PeerRun]) -> float | None:
+    """Return the median time from a training round's start to the next round's, over all peers, in seconds."""
+    times = []
+    for peer in peers:
+        starts = {event.round: (at - event.seconds, event.settling) for at, event in peer.rounds_ended()}
+        times += [
+            starts[later][0] - starts[earlier][0]
+            for earlier, later in pairwise(sorted(starts))
+            if later == earlier + 1 and not starts[earlier][1]
+        ]
+    return statistics.median(times) if times else None
+
+
+def bytes_per_value(run: Run) -> float | None:
+    """Return the received bytes for each parameter of each update that was averaged."""
+    updates = sum(len(event.heard) for peer in run.peers for _, event in peer.rounds_ended())
+    received = sum(peer.traffic()[0] for peer in run.peers)
+    return received / (updates * run.charter.model.parameters) if updates else None
