@@ -4,9 +4,8 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
-import click
 import typer
 from rich.console import Console
 
@@ -30,7 +29,8 @@ Every command explains itself with --help; --debug after any command shows the t
 
 app = typer.Typer(help=HELP, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 charter_app = typer.Typer(
-    help="Draw up, join, sign, show and check a charter: what all members agree on before round 0.", no_args_is_help=True
+    help="Draw up, join, sign, show and check a charter: what all members agree on before round 0.",
+    no_args_is_help=True,
 )
 app.add_typer(charter_app, name="charter")
 
@@ -87,9 +87,11 @@ def init(
         check_address(address, "p2pfl init")
     home = create_home(folder / name, config)
     _say(f"{name} is {home.identity().peer_id}")
-    _say(f"its key and settings are in {home.path}{'' if announce else '; write into'}", )
+    _say(
+        f"its key and settings are in {home.path}{'' if announce else '; write into'}",
+    )
     if not announce:
-        _say(f"  {home.path / CONFIG_FILE}: announce = [\"/dns4/YOUR-HOST/tcp/4001\"], where the others reach this peer")
+        _say(f'  {home.path / CONFIG_FILE}: announce = ["/dns4/YOUR-HOST/tcp/4001"], where the others reach this peer')
     _say(f"next: p2pfl charter join CHARTER --config {home.path}, with the draft you were sent;")
     _say("      or draw one up: p2pfl charter new FOLDER --task digits")
 
@@ -126,9 +128,8 @@ def charter_join(charter: CharterFile = Path("charter.toml"), config: ConfigFile
 
     home = open_home(config)
     if not home.config.announce:
-        raise InvalidConfig(
-            f"{config}: announce: empty; write where the others reach this peer, e.g. [\"/dns4/peer.example.org/tcp/4001\"]"
-        )
+        example = 'announce = ["/dns4/peer.example.org/tcp/4001"]'
+        raise InvalidConfig(f"{config}: announce: empty; write where the others reach this peer, e.g. {example}")
     member = Member(name=home.config.name, peer_id=home.identity().peer_id, addresses=home.config.announce)
     draft = load_charter(charter)
     joined = join_charter(draft, member)
@@ -173,7 +174,7 @@ def charter_show(charter: CharterFile = Path("charter.toml")) -> None:
 
 @charter_app.command("check")
 def charter_check(charter: CharterFile = Path("charter.toml")) -> None:
-    """Check signatures, task file and initial model; name who or what is missing or wrong. Exit code 2 if anything is."""
+    """Check signatures, task file and initial model; name who or what is missing or wrong (exit code 2)."""
     from p2pfl.crypto.identity import charter_faults
     from p2pfl.node.federation import load_charter, terms_faults
 
@@ -182,7 +183,9 @@ def charter_check(charter: CharterFile = Path("charter.toml")) -> None:
     for fault in faults:
         _say(f"- {fault}")
     if faults:
-        raise InvalidConfig(f"{charter}: not in force: {len(faults)} thing{'s' if len(faults) > 1 else ''} missing or wrong")
+        raise InvalidConfig(
+            f"{charter}: not in force: {len(faults)} thing{'s' if len(faults) > 1 else ''} missing or wrong"
+        )
     _say(f"{charter}: in force: {known.name}, {len(known.members)} members, {known.hash().hex()[:16]}")
 
 
@@ -190,15 +193,20 @@ def charter_check(charter: CharterFile = Path("charter.toml")) -> None:
 def peer(config: ConfigFile = Path("peer.toml")) -> None:
     """Run this member's peer until the federation's last round. Ctrl-C leaves at the end of a round."""
     from p2pfl.node.federation import open_home
-    from p2pfl.node.live import LiveView
+    from p2pfl.node.live import LiveView, following
     from p2pfl.node.peer import Peer
+    from p2pfl.node.tracefile import TRACE_FILE, TraceReader
 
     home = open_home(config)
     prepared = Peer.prepare(home)
     charter = prepared.federation.charter
     console = Console(highlight=False)
-    with LiveView([home.config.name], charter.training.rounds, console, str(home.run_path)) as view:
-        prepared.run(watch=lambda entry: view.update({home.config.name: [entry]}))
+    name, reader = home.config.name, TraceReader(home.run_path / TRACE_FILE, skip=True)
+    with (
+        LiveView([name], charter.training.rounds, console, str(home.run_path)) as view,
+        following(reader, name, view),
+    ):
+        prepared.run()
     _say(f"the model is in {home.run_path / 'model.safetensors'}")
     _say(f"next: p2pfl evaluate {home.path}")
 
@@ -214,18 +222,25 @@ def demo(
     run: Annotated[Path | None, typer.Option(help="The run's folder; by default a new one in runs/.")] = None,
 ) -> None:
     """Let a federation of real peers train on this machine, and see what it gained."""
+    from p2pfl.node.launcher import preload
+
+    # Peers load torch and libp2p while the charter is drawn up here.
+    preload()
+    path = run or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
+    _demo(path, peers=peers, topology=topology, rounds=rounds, task=task, alpha=alpha, seed=seed)
+
+
+def _demo(path: Path, **settings: Any) -> None:
     from p2pfl.node.live import LiveView
     from p2pfl.simulation.demo import DemoSettings, prepare_demo, run_demo
     from p2pfl.simulation.report import report as make_report
 
-    path = run or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
-    settings = DemoSettings(peers=peers, topology=topology, rounds=rounds, task=task, alpha=alpha, seed=seed)
-    federation = prepare_demo(path, settings)
+    chosen = DemoSettings(**settings)
+    federation = prepare_demo(path, chosen)
     console = Console(highlight=False)
-    with LiveView([home.config.name for home in federation.homes], rounds, console, str(path)) as view:
+    with LiveView([home.config.name for home in federation.homes], chosen.rounds, console, str(path)) as view:
         run_demo(federation, view, debug=_debug)
-    made = make_report(path)
-    console.print(made.table)
+    console.print(make_report(path))
     _say_next(path)
 
 
@@ -239,7 +254,7 @@ def report(run: RunFolder) -> None:
     """Draw a run's tables and plots again."""
     from p2pfl.simulation.report import report as make_report
 
-    Console(highlight=False).print(make_report(run).table)
+    Console(highlight=False).print(make_report(run))
     _say(f"plots are in {run}")
 
 
@@ -298,28 +313,40 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _debug = "--debug" in given
     try:
         code = app(args=[argument for argument in given if argument != "--debug"], standalone_mode=False)
-    except (P2pflError, click.ClickException, click.Abort, KeyboardInterrupt) as error:
-        if _debug and isinstance(error, P2pflError):
-            raise
-        sys.exit(_explain(error))
+    except (KeyboardInterrupt, typer.Abort):
+        sys.stderr.write("stopped\n")
+        sys.exit(130)
+    except P2pflError as error:
+        _end(error, str(error), error.exit_code)
     except OSError as error:
-        if _debug:
-            raise
-        sys.stderr.write(f"error: {error.filename or 'system'}: {error.strerror}\n")
-        sys.exit(1)
+        _end(error, f"{error.filename or 'system'}: {error.strerror}", 1)
+    except Exception as error:  # noqa: BLE001 - the last line of defence: one line, and where to look
+        # What the command line's library finds wrong with the arguments knows its own exit code.
+        usage = getattr(error, "format_message", None)
+        if usage is not None:
+            if not usage():
+                sys.exit(2)  # no command was given, and the help has been printed
+            _end(error, f"{usage().rstrip('.')}; see {_command(given)} --help", 2)
+        _end(error, f"a fault in p2pfl: {type(error).__name__}: {error}; run again with --debug and report it", 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _explain(error: BaseException) -> int:
-    if isinstance(error, KeyboardInterrupt | click.Abort):
-        sys.stderr.write("stopped\n")
-        return 130
-    if isinstance(error, click.ClickException):
-        sys.stderr.write(f"error: {error.format_message()}\n")
-        return error.exit_code
-    assert isinstance(error, P2pflError)
-    sys.stderr.write(f"error: {error}\n")
-    return error.exit_code
+def _end(error: BaseException, line: str, code: int) -> NoReturn:
+    if _debug:
+        raise error
+    sys.stderr.write(f"error: {line}\n")
+    sys.exit(code)
+
+
+def _command(arguments: Sequence[str]) -> str:
+    words = [word for word in arguments[:2] if word in {"charter", *_names(app), *_names(charter_app)}]
+    return " ".join(["p2pfl", *words])
+
+
+def _names(group: typer.Typer) -> list[str]:
+    return [
+        command.name or (command.callback.__name__ if command.callback else "") for command in group.registered_commands
+    ]
 
 
 if __name__ == "__main__":

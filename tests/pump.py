@@ -98,7 +98,9 @@ class Pump:
         self.drop: Callable[[PeerId, PeerId, Effect], bool] = lambda sender, receiver, effect: False
         self.links: set[frozenset[PeerId]] = set()
         self.nodes = {
-            peer: Node(PeerMachine(Plan.for_peer(charter, peer), initial if isinstance(initial, np.ndarray) else initial[peer]))
+            peer: Node(
+                PeerMachine(Plan.for_peer(charter, peer), initial if isinstance(initial, np.ndarray) else initial[peer])
+            )
             for peer in self.roster
         }
         self.plans = {peer: Plan.for_peer(charter, peer) for peer in self.roster}
@@ -134,7 +136,7 @@ class Pump:
             self.carry_out(peer, node, effect)
         return effects
 
-    def carry_out(self, peer: PeerId, node: Node, effect: Effect) -> None:
+    def carry_out(self, peer: PeerId, node: Node, effect: Effect) -> None:  # noqa: PLR0912 - a case for each effect
         match effect:
             case Send(other, message):
                 self.transmit(peer, other, effect, Received(peer, message))
@@ -196,7 +198,7 @@ class Pump:
         self.feed(peer, TimerFired(key))
         return True
 
-    def run(self, limit: Seconds = Seconds(100_000.0)) -> None:
+    def run(self, limit: float = 100_000.0) -> None:
         """Run until every living peer has finished."""
         self.deliver()
         while any(node.alive and not node.finished for node in self.nodes.values()):

@@ -1,7 +1,7 @@
 """One encoding of plain values to bytes, for hashing and signing; it is never decoded.
 
-Each value is `tag | length (8 bytes, big endian) | content`, so no two different values share an encoding: a list cannot be
-mistaken for its flattened self, nor `"1"` for `1`. Tables are encoded in the order of their keys.
+Each value is `tag | length (8 bytes, big endian) | content`, so no two different values share an encoding: a list
+cannot be mistaken for its flattened self, nor `"1"` for `1`. Tables are encoded in the order of their keys.
 """
 
 import struct
@@ -36,6 +36,6 @@ def _content(value: Value) -> tuple[bytes, bytes]:
             return b"b", value
         case Mapping():
             return b"m", b"".join(canonical(key) + canonical(value[key]) for key in sorted(value))
-        case Sequence():
+        case list() | tuple():
             return b"l", b"".join(map(canonical, value))
     raise TypeError(f"no canonical encoding for {type(value).__name__}")

@@ -1,11 +1,12 @@
 """The charter: what all members agree on before round 0. Hashed, signed by each, and its hash in every message.
 
-A draft is a charter that some members have not signed. Anything that two peers must hold in common to average stands here,
-and nothing that is one peer's own business (that is `p2pfl.core.config`).
+A draft is a charter that some members have not signed. Anything that two peers must hold in common to average stands
+here, and nothing that is one peer's own business (that is `p2pfl.core.config`).
 """
 
 import hashlib
 import re
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -32,6 +33,12 @@ def check_name(name: str) -> str:
     return name
 
 
+def _check_file(name: str) -> str:
+    if name != PurePosixPath(name).name or name == ".." or not name.isprintable() or "\\" in name:
+        raise ValueError(f"{name!r} is not the name of a file beside the charter")
+    return name
+
+
 class Member(Settings):
     """An organisation's peer."""
 
@@ -50,11 +57,17 @@ class TaskTerms(Settings):
 
 
 class ModelTerms(Settings):
-    """The common initial model, a safetensors file beside the charter, its SHA-256, and how many float32 values it averages."""
+    """The common initial model: a safetensors file beside the charter.
+
+    Attributes:
+        parameters: how many float32 values of it are averaged.
+    """
 
     file: str
     sha256: Sha256
     parameters: Annotated[int, Field(ge=1)]
+
+    _check_file = field_validator("file")(_check_file)
 
 
 class TrainingTerms(Settings):
@@ -121,7 +134,7 @@ class Charter(Settings):
     averaging: AveragingTerms = AveragingTerms()
     deadlines: Deadlines = Deadlines()
     members: Annotated[tuple[Member, ...], Field(strict=False)] = ()
-    signatures: dict[str, str] = {}
+    signatures: dict[str, str] = Field(default_factory=dict)
 
     _check_name = field_validator("name")(check_name)
 
@@ -147,7 +160,7 @@ class Charter(Settings):
         return hashlib.sha256(canonical(["p2pfl/charter/1", self.terms()])).digest()
 
     def roster(self) -> tuple[PeerId, ...]:
-        """Return the members' peer ids in the order of their names: the overlay's nodes, whatever the order of the file.
+        """Return the members' peer ids in the order of their names: the overlay's nodes.
 
         By name, so that a run with fresh keys has the same overlay.
         """

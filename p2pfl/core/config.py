@@ -12,16 +12,12 @@ class PeerConfig(Settings):
     """One peer's own settings.
 
     Attributes:
-        name: this member's name in the charter.
-        charter: the charter's file.
-        identity: the file of the private key.
-        run: the folder for this peer's trace and model.
-        listen: multiaddresses to bind.
-        announce: multiaddresses that others reach this peer at; `charter join` writes them into the draft.
-        seed: draws the order of the training examples.
-        evaluate_every: rounds between evaluations on the held-out data.
-        history_every: rounds between copies of the model in `history.f32`, for drawing the consensus distance; 0 for none.
-        data: handed to the task as it is.
+        name: this member's name in the charter. charter: the charter's file. identity: the file of the private key.
+        run: the folder for this peer's trace and model. listen: multiaddresses to bind. announce: multiaddresses that
+        others reach this peer at; `charter join` writes them into the draft. seed: draws the order of the training
+        examples. evaluate_every: rounds between evaluations on the held-out data. history_every: rounds between
+        copies of the model in `history.f32`, for drawing the consensus distance; 0 for none. data: handed to the task
+        as it is.
     """
 
     name: str
@@ -33,6 +29,6 @@ class PeerConfig(Settings):
     seed: Annotated[int, Field(ge=0)] = 0
     evaluate_every: Annotated[int, Field(ge=1)] = 1
     history_every: Annotated[int, Field(ge=0)] = 0
-    data: dict[str, Any] = {}
+    data: dict[str, Any] = Field(default_factory=dict)
 
     _check_name = field_validator("name")(check_name)

@@ -1,9 +1,9 @@
 """The contract of every protocol: a machine without I/O.
 
-A machine takes one input and the time, and returns effects, in order; it never waits, reads a clock, draws entropy or touches
-the world. Whoever runs it (sockets in `p2pfl.node.driver`, a simulated network, a test) carries the effects out and feeds back
-what happens. A machine checks an input before it changes anything, so an input that raises leaves it as it was. What a remote
-peer does wrong never raises: it becomes effects that cost that peer.
+A machine takes one input and the time, and returns effects, in order; it never waits, reads a clock, draws entropy or
+touches the world. Whoever runs it (sockets in `p2pfl.node.driver`, a simulated network, a test) carries the effects
+out and feeds back what happens. A machine checks an input before it changes anything, so an input that raises leaves
+it as it was. What a remote peer does wrong never raises: it becomes effects that cost that peer.
 
 Vectors travel by reference: from the moment one enters an input or an effect, nobody writes to it.
 """

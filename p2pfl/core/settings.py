@@ -50,7 +50,14 @@ def validate(kind: type[Model], values: object, where: str) -> Model:
         first, *more = error.errors(include_url=False)
         key = ".".join(str(part) for part in first["loc"])
         others = f" (and {len(more)} more)" if more else ""
-        raise InvalidConfig(f"{where}: {key + ': ' if key else ''}{_explain(kind, first)}{others}") from error
+        raise InvalidConfig(
+            f"{where}: {_printable(f'{key}: ' if key else '')}{_printable(_explain(kind, first))}{others}"
+        ) from error
+
+
+def _printable(text: str) -> str:
+    """Escape what would break the line or drive the terminal: the text may quote a file that somebody sent."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
 def _explain(kind: type[BaseModel], error: Any) -> str:

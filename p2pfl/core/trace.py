@@ -1,12 +1,12 @@
 """What a peer reports, as typed events; one JSON object a line in its trace.
 
-The live view, the report and the tests read nothing else. An event names members as the charter does. The writer adds the
-time (`at`, seconds since 1970) and the bytes so far (`bytes_in`, `bytes_out`).
+The live view, the report and the tests read nothing else. An event names members as the charter does. The writer adds
+the time (`at`, seconds since 1970) and the bytes so far (`bytes_in`, `bytes_out`).
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
 from typing import Any, ClassVar
 
@@ -167,13 +167,13 @@ def decode_entry(line: str) -> Entry:
         values = json.loads(line)
         kind = _EVENTS[values.pop("event")]
         at, bytes_in, bytes_out = (values.pop(key) for key in ("at", "bytes_in", "bytes_out"))
-        if set(values) != {field.name for field in fields(kind)}:
-            raise KeyError
         return Entry(at, bytes_in, bytes_out, _build(kind, values))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Malformed(f"not a line of a trace: {line[:80]!r}") from error
 
 
 def _build(kind: Any, values: Mapping[str, object]) -> Event:
+    if set(values) != {field.name for field in fields(kind)}:
+        raise Malformed(f"a line of a trace with other fields than {kind.name} has")
     event: Event = kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
-    return event
+    return replace(event, state=State(event.state)) if isinstance(event, StateChanged) else event

@@ -1,9 +1,9 @@
 """The messages peers exchange, and their bytes.
 
-A frame is `length of the header (2 bytes, big endian) | header | payload | SHA-256 of the payload`; payload and hash are
-there when the header announces a payload. The header is a msgpack array of at most `MAX_HEADER_BYTES`: version, kind, charter hash,
-round, and what the kind adds. Everything is checked before anything is allocated. The channel below authenticates the bytes;
-the hash proves that what the receiver assembled is what the sender meant.
+A frame is `length of the header (2 bytes, big endian) | header | payload | SHA-256 of the payload`; payload and hash
+are there when the header announces a payload. The header is a msgpack array of at most `MAX_HEADER_BYTES`: version,
+kind, charter hash, round, and what the kind adds. Everything is checked before anything is allocated. The channel
+below authenticates the bytes; the hash proves that what the receiver assembled is what the sender meant.
 """
 
 import hashlib
@@ -107,7 +107,7 @@ def header_length(prefix: bytes | bytearray | memoryview) -> int:
 
 
 def decode_header(header: bytes | bytearray | memoryview) -> Message:
-    """Decode the header of a frame.
+    """Decode the header of a frame; a message has one header, other encodings of the same values are refused.
 
     Raises:
         Malformed: the bytes are not a header of this version of the protocol.
@@ -119,8 +119,12 @@ def decode_header(header: bytes | bytearray | memoryview) -> Message:
     if not isinstance(fields, list) or len(fields) < 4:
         raise Malformed("a header that is not a list of fields")
     if fields[0] != VERSION or isinstance(fields[0], bool):
-        raise Malformed(f"wire version {str(fields[0])[:20]}; this peer speaks {VERSION}")
-    return _message(fields[1], _charter(fields[2]), Round(_integer("round", fields[3], MAX_ROUND)), fields[4:])
+        raise Malformed(f"wire version {ascii(fields[0])[:20]}; this peer speaks {VERSION}")
+    message = _message(fields[1], _charter(fields[2]), Round(_integer("round", fields[3], MAX_ROUND)), fields[4:])
+    # Python takes True and 1.0 for 1, and msgpack writes a number in several lengths.
+    if encode_header(message)[LENGTH_BYTES:] != header:
+        raise Malformed("a header in another encoding than this version's")
+    return message
 
 
 def _message(kind: object, charter: bytes, round: Round, rest: list[object]) -> Message:
@@ -133,7 +137,7 @@ def _message(kind: object, charter: bytes, round: Round, rest: list[object]) -> 
             return Bye(charter, round)
         case Update.kind, [length, spread]:
             return Update(charter, round, _integer("length", length, MAX_PAYLOAD_BYTES), _finite("spread", spread))
-    raise Malformed(f"a message of unknown kind {str(kind)[:20]} with {len(rest)} further fields")
+    raise Malformed(f"a message of unknown kind {ascii(kind)[:20]} with {len(rest)} further fields")
 
 
 def _charter(value: object) -> bytes:

@@ -9,7 +9,7 @@ import base64
 import binascii
 
 import base58
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
@@ -65,7 +65,7 @@ class Identity:
         """
         try:
             key = serialization.load_pem_private_key(pem, password=None)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
             raise InvalidConfig(f"{where}: not an unencrypted PEM private key; restore it from your backup") from error
         if not isinstance(key, Ed25519PrivateKey):
             raise InvalidConfig(f"{where}: not an Ed25519 key; make one with `p2pfl init`")
@@ -86,7 +86,8 @@ def public_key(peer: PeerId) -> Ed25519PublicKey:
         raw = base58.b58decode(peer)
     except ValueError as error:
         raise InvalidConfig(f"{peer[:60]!r} is not a peer id") from error
-    if len(raw) != len(_PEER_ID_PREFIX) + 32 or not raw.startswith(_PEER_ID_PREFIX):
+    # The library forgives space at the end: as another string it would be another peer with the same key.
+    if len(raw) != len(_PEER_ID_PREFIX) + 32 or not raw.startswith(_PEER_ID_PREFIX) or peer != peer.strip():
         raise InvalidConfig(f"{peer[:60]!r} is not the peer id of an Ed25519 key")
     return Ed25519PublicKey.from_public_bytes(raw[len(_PEER_ID_PREFIX) :])
 
@@ -133,7 +134,7 @@ def charter_faults(charter: Charter) -> list[str]:
         try:
             signature = base64.b64decode(text, validate=True)
             verify_signature(PeerId(member.peer_id), _CHARTER_DOMAIN, digest, signature)
-        except (binascii.Error, BadSignature):
+        except (ValueError, BadSignature):  # base64 raises a plain one for what is not ASCII
             faults.append(
                 f"{member.name}'s signature is not for this charter: it was changed after signing; sign again"
             )

@@ -33,10 +33,10 @@ def iid(count: int, peers: int, seed: int, minimum: int = 1) -> list[Indices]:
 def dirichlet(targets: ArrayLike, peers: int, alpha: float, seed: int, minimum: int = 1) -> list[Indices]:
     """Deal examples so that peers see different classes: the fewer the lower `alpha` is.
 
-    Peer by peer, the class proportions q are drawn from Dir(alpha * C * p), where C is the number of classes and p are
-    their proportions over all examples, and the peer's share is drawn by q without replacement; a class that has run out
-    leaves q. The procedure is that of Hsu, Qi and Brown 2019 (arXiv 1909.06335), whose alpha is the sum of the
-    parameters, C times ours; ours is each parameter where classes are equally frequent: what is commonly written
+    Peer by peer, the class proportions q are drawn from Dir(alpha * C * p), where C is the number of classes and p
+    are their proportions over all examples, and the peer's share is drawn by q without replacement; a class that has
+    run out leaves q. The procedure is that of Hsu, Qi and Brown 2019 (arXiv 1909.06335), whose alpha is the sum of
+    the parameters, C times ours; ours is each parameter where classes are equally frequent: what is commonly written
     Dir(0.5). All peers get equally many, give or take one, and every example is dealt.
 
     Args:

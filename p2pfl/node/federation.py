@@ -4,7 +4,7 @@ Everything a peer must check before it may start is checked here, against the ch
 """
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,13 @@ from p2pfl.learning.task import LoadedTask, load_task, make_model
 from p2pfl.learning.vector import assign, initial, layout, load_model, save_model
 from p2pfl.node.store import create_identity, load_identity, read_text, sha256_of, write_atomic
 
-CONFIG_FILE, CHARTER_FILE, IDENTITY_FILE, MODEL_FILE = (
-    "peer.toml",
-    "charter.toml",
-    "identity.pem",
-    "initial.safetensors",
-)
+CONFIG_FILE, CHARTER_FILE, INITIAL_FILE = "peer.toml", "charter.toml", "initial.safetensors"
+MODEL_FILE, HISTORY_FILE = "model.safetensors", "history.f32"
+"""What a peer leaves in its run folder beside the trace: its last model, and raw float32 copies of earlier ones."""
+
+
+
+_WRITE_ADDRESS = "write /ip4/192.0.2.1/tcp/4001 or /dns4/peer.example.org/tcp/4001"
 
 
 @dataclass(frozen=True)
@@ -203,13 +204,13 @@ def draft_charter(folder: Path, name: str, task_source: str, terms: Mapping[str,
     loaded = load_task(task_source, folder)
     model = make_model(loaded.task)
     assign(model, initial(loaded.task, seed))
-    path = folder / MODEL_FILE
+    path = folder / INITIAL_FILE
     save_model(path, model, {"task": task_source})
     values = {
         "name": name,
         "task": TaskTerms(source=task_source, sha256=loaded.sha256).model_dump(),
         "model": ModelTerms(
-            file=MODEL_FILE, sha256=sha256_of(path, "the initial model"), parameters=layout(model).size
+            file=INITIAL_FILE, sha256=sha256_of(path, "the initial model"), parameters=layout(model).size
         ).model_dump(),
         **terms,
     }
@@ -244,24 +245,38 @@ class Federation:
 
 def terms_faults(path: Path, charter: Charter) -> list[str]:
     """Return what is wrong with the files a charter speaks of, a line each."""
-    faults = []
-    model_path = path.parent / charter.model.file
-    for check in (
-        lambda: load_task(charter.task.source, path.parent, charter.task.sha256),
-        lambda: _check_model(model_path, charter),
-    ):
-        try:
-            check()
-        except InvalidConfig as error:
-            faults.append(str(error))
+    faults, task = [], None
+    try:
+        task = load_task(charter.task.source, path.parent, charter.task.sha256)
+    except InvalidConfig as error:
+        faults.append(str(error))
+    try:
+        model_path = _check_model_file(path, charter)
+        if task is not None:
+            _check_model_fits(path, charter, task, model_path)
+    except InvalidConfig as error:
+        faults.append(str(error))
     return faults
 
 
-def _check_model(path: Path, charter: Charter) -> None:
-    actual = sha256_of(path, "the initial model")
+def _check_model_file(path: Path, charter: Charter) -> Path:
+    model_path = path.parent / charter.model.file
+    actual = sha256_of(model_path, "the initial model")
     if actual != charter.model.sha256:
         raise InvalidConfig(
-            f"{path}: has SHA-256 {actual[:12]}…, the charter says {charter.model.sha256[:12]}…; get the file that was signed"
+            f"{model_path}: has SHA-256 {actual[:12]}…, the charter says {charter.model.sha256[:12]}…; "
+            "get the file that was signed"
+        )
+    return model_path
+
+
+def _check_model_fits(path: Path, charter: Charter, task: LoadedTask, model_path: Path) -> None:
+    model = make_model(task.task)
+    load_model(model_path, model)
+    size = layout(model).size
+    if size != charter.model.parameters:
+        raise InvalidConfig(
+            f"{path}: model.parameters is {charter.model.parameters}, but the task's model has {size}; draft the charter again"
         )
 
 
@@ -277,15 +292,8 @@ def open_federation(path: Path) -> Federation:
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise InvalidConfig(f"{path}: not in force: {faults[0]}{more}; `p2pfl charter check` lists what is missing")
     task = load_task(charter.task.source, path.parent, charter.task.sha256)
-    model_path = path.parent / charter.model.file
-    _check_model(model_path, charter)
-    model = make_model(task.task)
-    load_model(model_path, model)
-    size = layout(model).size
-    if size != charter.model.parameters:
-        raise InvalidConfig(
-            f"{path}: model.parameters is {charter.model.parameters}, but the task's model has {size}; draft the charter again"
-        )
+    model_path = _check_model_file(path, charter)
+    _check_model_fits(path, charter, task, model_path)
     return Federation(charter, task, model_path)
 
 
@@ -304,8 +312,3 @@ def own_membership(home: Home, charter: Charter, identity: Identity) -> Member:
             f"{home.charter_path}: {member.name} has peer id {member.peer_id}, but the key here is {identity.peer_id}"
         )
     return member
-
-
-def addresses_of(charter: Charter, names: Sequence[str] | None = None) -> dict[str, tuple[str, ...]]:
-    """Return each member's addresses, by peer id."""
-    return {member.peer_id: member.addresses for member in charter.members if names is None or member.name in names}

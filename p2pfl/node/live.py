@@ -6,9 +6,11 @@ came from elsewhere is never taken for markup or for a terminal's control codes.
 
 import math
 import statistics
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
@@ -30,14 +32,18 @@ from p2pfl.core.trace import (
     State,
     StateChanged,
 )
+from p2pfl.node.tracefile import TraceReader
 
 UNMASKED = "UNMASKED: neighbors see each other's updates"
 REMARKS_SHOWN = 4
 """Lines of the footer: what still leaves room for eight peers on 24 lines."""
 QUIET_SECONDS = 10.0
 """Without an entry for so long, a peer's row says so: a trace cannot tell a slow round from a killed peer. A guess"""
-_FRAME_LINES = 7
-"""Lines of the table that are not a peer's: header, title row, rules, the line of those left out."""
+REDRAW_SECONDS = 0.1
+"""At most so often a terminal is redrawn; who watches a single peer calls `update` for each of its entries."""
+_FRAME_LINES = 5
+"""Lines that are not a peer's: the header, the columns' two, the line of those left out, the cursor's."""
+_POLL_SECONDS, _JOIN_SECONDS = 0.2, 5.0
 _STYLES: Mapping[State, str] = {
     State.STARTING: "dim",
     State.LINKING: "yellow",
@@ -155,6 +161,7 @@ class LiveView:
         self._console = console
         self._title = title
         self._began = time.monotonic()
+        self._drawn = -REDRAW_SECONDS
         self._remarks: list[str] = []
         self._shown_tenths = 0
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
@@ -190,10 +197,12 @@ class LiveView:
                 self._print(line)
         else:
             self._remarks = [*self._remarks, *lines][-REMARKS_SHOWN:]
-            self._draw(self._live)
+            if time.monotonic() - self._drawn >= REDRAW_SECONDS:
+                self._draw(self._live)
 
     def _draw(self, live: Live) -> None:
-        elapsed = time.monotonic() - self._began
+        self._drawn = time.monotonic()
+        elapsed = self._drawn - self._began
         views = list(self._views.values())
         header = header_line(self._title, elapsed)
         rows = max(1, self._console.height - _FRAME_LINES - REMARKS_SHOWN)
@@ -293,10 +302,11 @@ def peers_table(views: Sequence[PeerView], rounds: int, now: float, most: int) -
     metric = next((view.metric[0] for view in views if view.metric is not None), "metric")
     table = Table(expand=False, pad_edge=False, box=None, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("peer", no_wrap=True)
-    table.add_column("state", no_wrap=True)
-    for title in ("round", "loss", metric):
+    table.add_column("state")  # this and the neighbors shrink where a terminal is narrow, never the numbers
+    table.add_column("round\n+settling", no_wrap=True)
+    for title in ("loss", metric):
         table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("heard", no_wrap=True, overflow="ellipsis")
+    table.add_column("heard", overflow="ellipsis")
     for title in ("in", "out"):
         table.add_column(title, justify="right", no_wrap=True)
     shown = _shown(views, now, most)
@@ -327,7 +337,7 @@ def _row(view: PeerView, rounds: int, now: float) -> list[Text]:
     return [
         Text(view.name),
         _state(view, now),
-        Text(f"{view.rounds - view.settling}/{rounds}" + (f" +{view.settling} settling" if view.settling else "")),
+        Text(f"{view.rounds - view.settling}/{rounds}" + (f" +{view.settling}" if view.settling else "")),
         Text("" if view.loss is None else f"{view.loss:.4f}"),
         Text("" if view.metric is None else f"{view.metric[1]:.3f}"),
         _heard(view),
@@ -347,5 +357,24 @@ def _state(view: PeerView, now: float) -> Text:
 def _heard(view: PeerView) -> Text:
     if not view.rounds:
         return Text("")
-    text = Text(f"{view.heard}/{len(view.neighbors)}")
+    text = Text(f"{view.heard}/{len(view.neighbors)}", no_wrap=True)
     return text.append(f" without {', '.join(view.absent)}", "yellow") if view.absent else text
+
+
+@contextmanager
+def following(trace: TraceReader, name: str, view: "LiveView") -> Iterator[None]:
+    """Show what comes into one peer's trace, from a thread: a terminal that stalls must not hold up the peer."""
+    ended = threading.Event()
+
+    def follow() -> None:
+        while not ended.wait(_POLL_SECONDS):
+            view.update({name: list(trace.read_new())})
+        view.update({name: list(trace.read_new())})
+
+    thread = threading.Thread(target=follow, name="live view", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(_JOIN_SECONDS)

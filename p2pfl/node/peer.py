@@ -1,29 +1,25 @@
 """One running peer: its folder checked, its machine, trainer and transport put together, its model kept at the end."""
 
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
 import torch
 import trio
 
 from p2pfl.core.errors import P2pflError
 from p2pfl.core.ids import PeerId, Round
 from p2pfl.core.machine import Vector
-from p2pfl.core.trace import Entry, Evaluated, Event, Note, PeerFinished, PeerStarted
+from p2pfl.core.trace import Evaluated, Event, Note, PeerFinished, PeerStarted
 from p2pfl.gossip.peer_machine import PeerMachine, Plan
 from p2pfl.learning.task import read_data
 from p2pfl.learning.trainer import Trainer
 from p2pfl.learning.vector import flatten, load_model, notes, save_model
 from p2pfl.node.driver import Driver, Hooks
-from p2pfl.node.federation import Federation, Home, open_federation, own_membership
+from p2pfl.node.federation import HISTORY_FILE, MODEL_FILE, Federation, Home, open_federation, own_membership
 from p2pfl.node.libp2p.host import Libp2pTransport
 from p2pfl.node.tracefile import TRACE_FILE, TraceWriter
-
-MODEL_FILE, HISTORY_FILE = "model.safetensors", "history.f32"
 
 
 class LocalTraining:
@@ -111,18 +107,15 @@ class Peer:
         transport = Libp2pTransport(identity.seed(), charter.roster())
         return cls(home, federation, transport, PeerMachine(plan, initial), trainer, initial, started, plan)
 
-    def run(self, watch: Callable[[Entry], None] = lambda _: None) -> None:
+    def run(self) -> None:
         """Run until the federation's last round, or until asked to stop (SIGINT, SIGTERM).
-
-        Args:
-            watch: shown each entry of the trace as it is written.
 
         Raises:
             P2pflError: the run failed.
         """
         torch.set_num_threads(1)
         run_path = self.home.run_path
-        trace = TraceWriter(run_path / TRACE_FILE, lambda: (self.transport.bytes_in, self.transport.bytes_out), watch)
+        trace = TraceWriter(run_path / TRACE_FILE, lambda: (self.transport.bytes_in, self.transport.bytes_out))
         try:
             trio.run(self._run, trace)
         finally:
@@ -178,9 +171,3 @@ async def _stop_on_signal(driver: Driver) -> None:
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async for _ in signals:
             driver.stop()
-
-
-def read_history(path: Path, parameters: int) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
-    """Read `history.f32`: float32 [copies, parameters]; a copy that was being written is left out."""
-    values = np.fromfile(path, np.dtype("<f4"))
-    return values[: len(values) // parameters * parameters].reshape(-1, parameters)

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from p2pfl.core.errors import InvalidConfig
@@ -52,7 +53,9 @@ def write_atomic(path: Path, content: bytes, mode: int = 0o644) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        # A new file, never one that somebody left or put there: only a new one has this mode.
+        temporary.unlink(missing_ok=True)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
@@ -60,8 +63,10 @@ def write_atomic(path: Path, content: bytes, mode: int = 0o644) -> None:
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise InvalidConfig(f"{path}: cannot be written: {error.strerror}") from error
+    finally:
+        with suppress(OSError):  # what went wrong is told already
+            temporary.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

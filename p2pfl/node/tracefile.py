@@ -13,10 +13,8 @@ TRACE_FILE = "trace.jsonl"
 class TraceWriter:
     """Appends events to a trace, each line in one write, so that a reader sees whole lines or none."""
 
-    def __init__(
-        self, path: Path, traffic: Callable[[], tuple[int, int]], watch: Callable[[Entry], None] = lambda _: None
-    ) -> None:
-        """Open the file; `traffic` tells the bytes (in, out) so far, `watch` sees each entry once it is written.
+    def __init__(self, path: Path, traffic: Callable[[], tuple[int, int]]) -> None:
+        """Open the file; `traffic` tells the bytes (in, out) so far.
 
         Raises:
             InvalidConfig: it cannot be opened.
@@ -27,14 +25,11 @@ class TraceWriter:
         except OSError as error:
             raise InvalidConfig(f"{path}: the trace cannot be written: {error.strerror}") from error
         self._traffic = traffic
-        self._watch = watch
 
     def write(self, event: Event) -> None:
         """Append `event`."""
         bytes_in, bytes_out = self._traffic()
-        entry = Entry(time.time(), bytes_in, bytes_out, event)
-        self._file.write(encode_entry(entry) + "\n")
-        self._watch(entry)
+        self._file.write(encode_entry(Entry(time.time(), bytes_in, bytes_out, event)) + "\n")
 
     def close(self) -> None:
         """Close the file."""
@@ -42,14 +37,23 @@ class TraceWriter:
 
 
 class TraceReader:
-    """Follows a trace that may not exist yet."""
+    """Follows a trace that may not exist yet.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: the trace.
+        skip: whether what is there already, from an earlier run, is left out.
+    """
+
+    def __init__(self, path: Path, skip: bool = False) -> None:
         self._path = path
-        self._offset = 0
+        self._offset = path.stat().st_size if skip and path.exists() else 0
 
     def read_new(self) -> Iterator[Entry]:
-        """Give the entries written since the last call; a line still being written waits for the next."""
+        """Give the entries written since the last call; a line still being written waits for the next.
+
+        Raises:
+            Malformed: a line is something else; the next call goes on behind it.
+        """
         if not self._path.exists():
             return
         with self._path.open("rb") as file:
@@ -58,7 +62,8 @@ class TraceReader:
                 if not line.endswith(b"\n"):
                     return
                 self._offset += len(line)
-                yield decode_entry(line.decode())
+                # A byte that is not UTF-8 becomes one that JSON takes nowhere but in a string.
+                yield decode_entry(line.decode(errors="replace"))
 
 
 def read_trace(path: Path) -> list[Entry]:

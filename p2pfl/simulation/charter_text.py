@@ -22,7 +22,10 @@ def describe_charter(charter: Charter) -> Iterator[str]:
     )
     yield f"masks     {averaging.masks}: UNMASKED, neighbors see each other's updates"
     yield f"topology  {averaging.topology}{_facts(charter)}"
-    yield f"end       average until the consensus distance is at most {averaging.tolerance:g}, or {averaging.settle_rounds} rounds"
+    yield (
+        f"end       average until the consensus distance is at most {averaging.tolerance:g}, "
+        f"or {averaging.settle_rounds} rounds"
+    )
     yield (
         f"deadlines {deadlines.start:g} s to start, {deadlines.round:g} s a round, "
         f"a heartbeat each {deadlines.heartbeat:g} s, gone after {deadlines.silence:g} s of silence"

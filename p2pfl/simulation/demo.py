@@ -1,7 +1,8 @@
 """`p2pfl demo`: a whole federation on this machine, from empty folders to one model.
 
-The same steps that organisations take one by one (init, join, sign, run a peer each) are taken here for all; what runs then are
-real peers in processes of their own over real sockets, and nothing here has a part in what they compute.
+The same steps that organisations take one by one (init, join, sign, run a peer each) are taken here for all; what
+runs then are real peers in processes of their own over real sockets, and nothing here has a part in what they
+compute.
 """
 
 import shutil

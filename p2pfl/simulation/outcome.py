@@ -14,7 +14,7 @@ from torch import nn
 from p2pfl.core.errors import InvalidConfig
 from p2pfl.learning.evaluation import Evaluation, evaluate, predict
 from p2pfl.learning.task import Task, blame, make_model, read_data
-from p2pfl.learning.vector import assign, save_model
+from p2pfl.learning.vector import Vector, assign, save_model
 from p2pfl.simulation.results import PeerRun, Run, open_run
 
 
@@ -32,8 +32,8 @@ class Measured:
     evaluation: Evaluation
 
 
-def choose_peer(run: Run, member: str | None) -> PeerRun:
-    """Return the member asked for, or the first that finished with a model.
+def choose_peer(run: Run, member: str | None) -> tuple[PeerRun, Vector]:
+    """Return the member asked for, or the first that finished with a model, and that model.
 
     Raises:
         InvalidConfig: there is no such member, or it left no model.
@@ -41,25 +41,20 @@ def choose_peer(run: Run, member: str | None) -> PeerRun:
     if member is not None and all(peer.name != member for peer in run.peers):
         raise InvalidConfig(f"{run.path}: there is no {member}; there are {', '.join(peer.name for peer in run.peers)}")
     candidates = [peer for peer in run.peers if member in (None, peer.name)]
-    # A model that the others agreed on goes before one that was left behind.
-    chosen = max((peer for peer in candidates if peer.model is not None), key=_preference, default=None)
-    if chosen is None:
+    left = [(peer, peer.model) for peer in candidates if peer.model is not None]
+    if not left:
         ends = ", ".join(f"{peer.name} ({peer.outcome.kind})" for peer in candidates)
         raise InvalidConfig(f"{run.path}: no finished model here: {ends}; let the run finish, or name another run")
-    return chosen
-
-
-def _preference(peer: PeerRun) -> tuple[bool, bool]:
-    return peer.outcome.agreed, peer.outcome.kind == "done"
+    # A model that the others agreed on goes before one that was left behind; of equals, `max` takes the first.
+    return max(left, key=lambda each: (each[0].outcome.agreed, each[0].outcome.kind == "done"))
 
 
 def _load(path: Path, member: str | None) -> tuple[Run, PeerRun, Task, nn.Module]:
     run = open_run(path)
-    peer = choose_peer(run, member)
+    peer, vector = choose_peer(run, member)
     task = run.federation.task.task
     model = make_model(task)
-    assert peer.model is not None
-    assign(model, peer.model)
+    assign(model, vector)
     return run, peer, task, model
 
 

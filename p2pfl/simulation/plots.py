@@ -85,7 +85,7 @@ def consensus_figure(curve: Mapping[int, float], summary: Summary) -> Figure:
     if points:
         axes.plot(list(points), list(points.values()), color=BLUE, linewidth=2.0, zorder=4, label="consensus distance")
     else:
-        axes.text(0.5, 0.5, "no copies of the models were kept", transform=axes.transAxes, ha="center", fontsize=12)
+        axes.text(0.5, 0.5, "needs copies of two models", transform=axes.transAxes, ha="center", fontsize=12)
     axes.axhline(summary.tolerance, color=VERMILION, linestyle="--", linewidth=1.4, zorder=3,
                  label=f"tolerance {summary.tolerance:g}")  # fmt: skip
     _rounds_axis(axes, summary.rounds, max(curve, default=summary.rounds))
@@ -210,7 +210,7 @@ def _look(kind: str | None) -> tuple[str, str, str]:
 
 def _dot(count: int) -> float:
     """Return a node's area, in square points."""
-    return max(25.0, min(260.0, 6000.0 / count))
+    return max(25.0, min(260.0, 4000.0 / count))
 
 
 def _width(graph: nx.Graph) -> float:
@@ -227,6 +227,6 @@ def _name(axes: Axes, place: "np.ndarray[tuple[int], np.dtype[np.float64]]", tex
         axes.text(x, y, text, ha=side, va=height, fontsize=11, color=color)
         return
     angle = math.degrees(math.atan2(float(y), float(x)))
-    left = abs(angle) > 90
-    axes.text(x, y, text.replace("\n", " "), ha="right" if left else "left", va="center", fontsize=8, color=color,
+    left = abs(angle) > 90.5
+    axes.text(x, y, text.partition("\n")[0], ha="right" if left else "left", va="center", fontsize=8, color=color,
               rotation=angle + 180 if left else angle, rotation_mode="anchor")  # fmt: skip

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
@@ -36,13 +36,14 @@ class Report:
     summary: Summary
     files: tuple[Path, ...]
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Give the table and the lines below it."""
-        del console, options
-        yield final_table(self.summary)
-        yield Text()
-        for line in final_lines(self.summary):
-            yield Text(line)
+    @property
+    def table(self) -> Group:
+        """The final table and the lines below it."""
+        return Group(final_table(self.summary), Text(), *map(Text, final_lines(self.summary)))
+
+    def __rich__(self) -> Group:
+        """Give what rich prints."""
+        return self.table
 
 
 def report(run: Path) -> Report:

@@ -18,13 +18,21 @@ from p2pfl.core.settings import parse_toml
 from p2pfl.core.trace import Entry, Evaluated, PeerFinished, PeerStarted, RoundEnded
 from p2pfl.learning.task import make_model
 from p2pfl.learning.vector import Vector, flatten, load_model
-from p2pfl.node.federation import CHARTER_FILE, CONFIG_FILE, Federation, Home, open_federation, open_home
+from p2pfl.node.federation import (
+    CHARTER_FILE,
+    CONFIG_FILE,
+    HISTORY_FILE,
+    MODEL_FILE,
+    Federation,
+    Home,
+    open_federation,
+    open_home,
+)
 from p2pfl.node.launcher import PEERS_FOLDER
 from p2pfl.node.store import read_text
 from p2pfl.node.tracefile import TRACE_FILE, read_trace
 
 SETTINGS_FILE = "settings.toml"
-MODEL_FILE, HISTORY_FILE = "model.safetensors", "history.f32"
 RUNS_FOLDER = "runs"
 CANDIDATES_SHOWN = 5
 

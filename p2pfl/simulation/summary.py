@@ -123,7 +123,7 @@ def summarise(run: Run, against: Baselines, shares: Mapping[str, Data] | None) -
     """
     charter = run.charter
     metric = metric_of(run, against)
-    models = [peer.model for peer in run.peers if peer.model is not None]
+    models = final_models(run.peers)
     return Summary(
         federation=charter.name,
         charter=charter.hash().hex(),
@@ -196,6 +196,12 @@ def _peer(run: Run, peer: PeerRun, against: Baselines, shares: Mapping[str, Data
 
 
 # Consensus
+
+
+def final_models(peers: Sequence[PeerRun]) -> list[NDArray[np.float32]]:
+    """Return the models to compare at the end: of those who saw it, or where fewer than two did, all there are."""
+    done = [peer.model for peer in peers if peer.model is not None and peer.outcome.kind == "done"]
+    return done if len(done) > 1 else [peer.model for peer in peers if peer.model is not None]
 
 
 def distance(vectors: Sequence[NDArray[np.float32]]) -> float:
