@@ -124,7 +124,7 @@ def charter_new(
 def charter_join(charter: CharterFile = Path("charter.toml"), config: ConfigFile = Path("peer.toml")) -> None:
     """Add this member to a draft, or update its addresses there. Signatures given so far become void."""
     from p2pfl.core.charter import Member
-    from p2pfl.node.federation import join_charter, load_charter, open_home, save_charter
+    from p2pfl.node.federation import join_charter, load_charter, open_home, remember_charter, save_charter
 
     home = open_home(config)
     if not home.config.announce:
@@ -134,6 +134,8 @@ def charter_join(charter: CharterFile = Path("charter.toml"), config: ConfigFile
     draft = load_charter(charter)
     joined = join_charter(draft, member)
     save_charter(charter, joined)
+    if remember_charter(home, charter):
+        _say(f"{home.path}/peer.toml: charter is now {charter}")
     _say(f"{charter}: {member.name} has joined; members: {', '.join(known.name for known in joined.members)}")
     if draft.signatures:
         _say(f"the signatures of {', '.join(draft.signatures)} were for the draft as it was; they must sign again")
@@ -144,7 +146,7 @@ def charter_join(charter: CharterFile = Path("charter.toml"), config: ConfigFile
 def charter_sign(charter: CharterFile = Path("charter.toml"), config: ConfigFile = Path("peer.toml")) -> None:
     """Sign the charter as this member, after checking its task file and its initial model."""
     from p2pfl.crypto.identity import charter_faults, sign_charter
-    from p2pfl.node.federation import load_charter, open_home, save_charter, terms_faults
+    from p2pfl.node.federation import load_charter, open_home, remember_charter, save_charter, terms_faults
 
     home = open_home(config)
     draft = load_charter(charter)
@@ -152,6 +154,8 @@ def charter_sign(charter: CharterFile = Path("charter.toml"), config: ConfigFile
         raise InvalidConfig(f"not signed: {fault}")
     signed = sign_charter(draft, home.config.name, home.identity())
     save_charter(charter, signed)
+    if remember_charter(home, charter):
+        _say(f"{home.path}/peer.toml: charter is now {charter}")
     _say(f"{charter}: {home.config.name} has signed {signed.hash().hex()[:16]}")
     faults = charter_faults(signed)
     if faults:
@@ -159,7 +163,7 @@ def charter_sign(charter: CharterFile = Path("charter.toml"), config: ConfigFile
         _say("next: pass the folder on to them")
     else:
         _say(f"all {len(signed.members)} members have signed: the charter is in force")
-        _say(f"next: everyone takes this folder, and runs p2pfl peer --config {config}")
+        _say(f"next: everyone takes a copy of {charter.parent or '.'}, and runs p2pfl peer --config THEIR-FOLDER")
 
 
 @charter_app.command("show")
@@ -254,8 +258,9 @@ def report(run: RunFolder) -> None:
     """Draw a run's tables and plots again."""
     from p2pfl.simulation.report import report as make_report
 
-    Console(highlight=False).print(make_report(run))
-    _say(f"plots are in {run}")
+    made = make_report(run)
+    Console(highlight=False).print(made)
+    _say(f"plots are in {made.path}")
 
 
 @app.command()
@@ -334,7 +339,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _end(error: BaseException, line: str, code: int) -> NoReturn:
     if _debug:
         raise error
-    sys.stderr.write(f"error: {line}\n")
+    sys.stderr.write(f"error: {' '.join(line.splitlines())}\n")
     sys.exit(code)
 
 

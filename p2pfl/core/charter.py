@@ -34,7 +34,7 @@ def check_name(name: str) -> str:
 
 
 def _check_file(name: str) -> str:
-    if name != PurePosixPath(name).name or name == ".." or not name.isprintable() or "\\" in name:
+    if not name or name != PurePosixPath(name).name or name == ".." or not name.isprintable() or "\\" in name:
         raise ValueError(f"{name!r} is not the name of a file beside the charter")
     return name
 

@@ -1,12 +1,11 @@
 """A peer's signing key, its peer id, and signatures that say what they are for.
 
 The key is Ed25519 (RFC 8032), as libp2p uses it; the peer id is the identity multihash of the key's protobuf encoding
-(libp2p specs, peer-ids), so a signature is checked against the peer id alone. Every signature covers a domain, so that none
-made for one purpose serves another.
+(libp2p specs, peer-ids), so a signature is checked against the peer id alone. Every signature covers a domain, so that
+none made for one purpose serves another.
 """
 
 import base64
-import binascii
 
 import base58
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm

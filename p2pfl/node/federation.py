@@ -3,6 +3,7 @@
 Everything a peer must check before it may start is checked here, against the charter's hashes and signatures.
 """
 
+import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -84,6 +85,24 @@ def create_home(path: Path, config: PeerConfig) -> Home:
     create_identity(path / config.identity)
     write_atomic(path / CONFIG_FILE, render_config(config).encode())
     return Home(path, config)
+
+
+def remember_charter(home: Home, charter: Path) -> bool:
+    """Write into `peer.toml` where the charter is that this member joined or signed; the rest of the file stays.
+
+    Returns:
+        Whether anything had to be written.
+
+    Raises:
+        InvalidConfig: the file cannot be written.
+    """
+    if home.charter_path.resolve() == charter.resolve():
+        return False
+    path = home.path / CONFIG_FILE
+    document = tomlkit.parse(read_text(path, "this peer's settings"))
+    document["charter"] = os.path.relpath(charter.resolve(), home.path.resolve())
+    write_atomic(path, tomlkit.dumps(document).encode())
+    return True
 
 
 def render_config(config: PeerConfig) -> str:
@@ -276,7 +295,8 @@ def _check_model_fits(path: Path, charter: Charter, task: LoadedTask, model_path
     size = layout(model).size
     if size != charter.model.parameters:
         raise InvalidConfig(
-            f"{path}: model.parameters is {charter.model.parameters}, but the task's model has {size}; draft the charter again"
+            f"{path}: model.parameters is {charter.model.parameters}, but the task's model has {size}; "
+            "draft the charter again"
         )
 
 

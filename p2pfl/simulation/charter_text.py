@@ -7,6 +7,7 @@ from p2pfl.crypto.identity import charter_faults
 from p2pfl.gossip.mixing import metropolis_hastings, spectral_gap
 from p2pfl.gossip.peer_machine import overlay_of
 from p2pfl.gossip.topology import diameter
+from p2pfl.node.live import size_text
 
 
 def describe_charter(charter: Charter) -> Iterator[str]:
@@ -42,10 +43,11 @@ def _facts(charter: Charter) -> str:
         return ""
     graph = overlay_of(charter)
     degrees = sorted(degree for _, degree in graph.degree)
-    degree = f"{degrees[0]}" if degrees[0] == degrees[-1] else f"{degrees[0]} to {degrees[-1]}"
+    low, high = degrees[0], degrees[-1]
+    neighbors = f"{low} to {high} neighbors" if low != high else f"{low} neighbor{'s' if low > 1 else ''} each"
     gap = spectral_gap(metropolis_hastings(graph))
     sent = max(degrees) * 4 * charter.model.parameters
     return (
-        f": {degree} neighbors each, diameter {diameter(graph)}, spectral gap {gap:.3f}, "
-        f"{sent / 1e6:.3g} MB sent a round by each peer"
+        f": {neighbors}, diameter {diameter(graph)}, spectral gap {gap:.3f}, "
+        f"{size_text(sent)} sent a round by each peer"
     )

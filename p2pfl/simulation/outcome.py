@@ -76,17 +76,19 @@ def _class_names(task: Task, count: int) -> tuple[str, ...]:
 def render_evaluation(measured: Measured) -> Group:
     """Return the figures and the confusion matrix for a terminal."""
     values = measured.evaluation
-    table = Table(title="confusion matrix: true class in rows, predicted in columns", title_justify="left")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("")
     for name in measured.classes:
         table.add_column(name, justify="right")
     for name, row in zip(measured.classes, values.confusion, strict=True):
         table.add_row(name, *(str(count) if count else "·" for count in row))
     head = (
-        f"{measured.member}'s model on {values.n} examples that nobody trained on: "
-        f"accuracy {values.accuracy:.4f}  AUC {values.auc:.4f}  KS {values.ks:.4f}"
+        f"{measured.member}'s model on {values.n} examples that nobody trained on:",
+        f"accuracy {values.accuracy:.4f}  AUC {values.auc:.4f}  KS {values.ks:.4f}",
+        "",
+        "confusion matrix, true class in rows, predicted in columns:",
     )
-    return Group(Text(head), table)
+    return Group(*map(Text, head), table)
 
 
 def predict_run(path: Path, data: Path, member: str | None) -> str:

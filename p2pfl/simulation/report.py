@@ -36,14 +36,11 @@ class Report:
     summary: Summary
     files: tuple[Path, ...]
 
-    @property
-    def table(self) -> Group:
-        """The final table and the lines below it."""
-        return Group(final_table(self.summary), Text(), *map(Text, final_lines(self.summary)))
-
     def __rich__(self) -> Group:
-        """Give what rich prints."""
-        return self.table
+        """Give what rich prints: the final table, a line above it and the lines below it."""
+        head = f"{self.summary.metric} on held-out examples, each peer alone and together with the others"
+        lines = map(Text, final_lines(self.summary))
+        return Group(Text(head), Text(), final_table(self.summary), Text(), *lines)
 
 
 def report(run: Path) -> Report:
@@ -92,21 +89,23 @@ def as_text(result: Report) -> str:
 
 
 def final_table(summary: Summary) -> Table:
-    """Return the final table, a row for each peer."""
+    """Return the final table, a row for each peer: within 80 columns while every peer ended well."""
     classes = any(peer.classes is not None for peer in summary.peers)
+    outcomes = not all(peer.outcome == "done" and peer.agreed for peer in summary.peers)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("peer", no_wrap=True)
-    for title in ("examples", *(["classes"] if classes else []), f"{summary.metric} alone", "together", "gain"):
+    for title in ("examples", *(["classes"] if classes else []), "alone", "together", "gain"):
         table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("outcome")
+    if outcomes:
+        table.add_column("outcome")
     for title in ("rounds", "in", "out"):
         table.add_column(title, justify="right", no_wrap=True)
     for peer in summary.peers:
-        table.add_row(*_cells(peer, summary, classes))
+        table.add_row(*_cells(peer, summary, classes, outcomes))
     return table
 
 
-def _cells(peer: PeerSummary, summary: Summary, classes: bool) -> list[Text]:
+def _cells(peer: PeerSummary, summary: Summary, classes: bool, outcomes: bool) -> list[Text]:
     metric = summary.metric
     return [
         Text(peer.name),
@@ -115,7 +114,7 @@ def _cells(peer: PeerSummary, summary: Summary, classes: bool) -> list[Text]:
         Text(value_text(peer.alone, metric)),
         Text(value_text(peer.together, metric)),
         Text(gain_text(peer.gain, metric), _gain_style(peer.gain)),
-        Text(outcome_text(peer), _STYLES.get(peer.outcome, "bold red")),
+        *([Text(outcome_text(peer), _STYLES.get(peer.outcome, "bold red"))] if outcomes else []),
         Text(str(peer.rounds)),
         Text(size_text(peer.bytes_in)),
         Text(size_text(peer.bytes_out)),
@@ -168,11 +167,13 @@ def _facts(summary: Summary) -> Iterator[tuple[str, str]]:
         yield "reference", f"{value_text(summary.central, summary.metric)} {summary.metric} with all data in one place"
     if summary.missing:
         yield "reference", f"none: {summary.missing}"
+    if all(peer.outcome == "done" and peer.agreed for peer in summary.peers):
+        yield "outcome", "every peer finished, and their models agree"
     if summary.consensus is not None:
         within = "within" if summary.consensus <= summary.tolerance else "above"
         yield (
             "consensus distance",
-            f"{summary.consensus:.2g} at the end, over {summary.consensus_peers} models, "
+            f"{summary.consensus:.2g} over {summary.consensus_peers} models, "
             f"{within} the tolerance of {summary.tolerance:g}",
         )
     if summary.seconds_per_round is not None:

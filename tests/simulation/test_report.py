@@ -86,10 +86,10 @@ def test_pictures_and_text_are_written(run):
         assert 5_000 < (run.path / name).stat().st_size < 500_000
     text = (run.path / "report.txt").read_text()
     assert text == as_text(result)
-    assert text.splitlines()[0].split() == [
-        "peer", "examples", "classes", "accuracy", "alone", "together", "gain", "outcome", "rounds", "in", "out",
+    assert text.splitlines()[2].split() == [
+        "peer", "examples", "classes", "alone", "together", "gain", "rounds", "in", "out",
     ]  # fmt: skip
-    assert "done, agreed" in text
+    assert "every peer finished, and their models agree" in text
     assert "above the tolerance of 1e-06" in text
     assert "masks               off: neighbors saw each other's updates" in text
 

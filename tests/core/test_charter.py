@@ -1,0 +1,172 @@
+"""The charter: who is in it, and a hash that every term changes and nothing else does."""
+
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import pytest
+
+from p2pfl.core.charter import Charter, Topology, check_name
+from p2pfl.core.errors import InvalidConfig
+from p2pfl.core.settings import validate
+from tests.core.charters import IDENTITIES, charter_values
+
+
+def read(values: dict[str, Any]) -> Charter:
+    return validate(Charter, values, "c.toml")
+
+
+def leaves(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    match value:
+        case dict():
+            for key, inner in value.items():
+                yield from leaves(inner, (*path, key))
+        case list() | tuple():
+            for index, inner in enumerate(value):
+                yield from leaves(inner, (*path, index))
+        case _:
+            yield path
+
+
+# What is not simply one more, or one letter more.
+OTHER: dict[str, Any] = {
+    "sha256": "f" * 64,
+    "topology": "complete",
+    "peer_id": "12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN",
+}
+ONLY_ONE = {("training", "algorithm"), ("averaging", "masks")}
+"""Terms that have one value so far: in the hash by `terms`, which the test below looks at."""
+
+TERMS = [path for path in leaves(charter_values()) if path[0] != "signatures"]
+
+
+def test_every_setting_of_a_charter_is_a_term() -> None:
+    written = {tuple(path) for path in leaves(read(charter_values()).terms())}
+    assert written == set(TERMS)
+    assert set(Charter.model_fields) == {str(path[0]) for path in TERMS} | {"signatures"}
+
+
+@pytest.mark.parametrize("path", [path for path in TERMS if path not in ONLY_ONE], ids=str)
+def test_every_single_term_changes_the_hash(path: tuple[str | int, ...]) -> None:
+    values = charter_values()
+    *tables, key = path
+    inner: Any = values
+    for part in tables:
+        inner = inner[part]
+    old = inner[key]
+    inner[key] = OTHER.get(str(key), f"{old}x" if isinstance(old, str) else old + 1)
+    assert read(values).hash() != read(charter_values()).hash()
+
+
+def test_all_topologies_and_one_member_less_or_one_address_more_hash_differently() -> None:
+    def averaging(topology: str) -> dict[str, Any]:
+        values = charter_values()
+        values["averaging"]["topology"] = topology
+        return values
+
+    fewer, longer = charter_values(), charter_values()
+    del fewer["members"][1]
+    longer["members"][1]["addresses"].append("/ip4/192.0.2.1/tcp/1")
+    variants = [*map(averaging, get_args(Topology)), fewer, longer]
+    assert len({read(values).hash() for values in variants}) == len(get_args(Topology)) + 2
+
+
+def test_neither_the_order_of_members_nor_signatures_change_the_hash() -> None:
+    values = charter_values()
+    plain = read(values)
+    values["members"].reverse()
+    values["signatures"] = {"bee": "x"}
+    other = read({key: values[key] for key in reversed(values)})
+    assert other.hash() == plain.hash()
+    assert other.roster() == plain.roster() == tuple(identity.peer_id for identity in IDENTITIES.values())
+
+
+def test_a_default_hashes_as_if_it_were_written() -> None:
+    values = charter_values()
+    values["averaging"]["topology"] = "exponential"
+    for table in ("training", "averaging", "deadlines", "version"):
+        del values[table]
+    written = charter_values()
+    written["averaging"]["topology"] = "exponential"
+    assert read(values).hash() == read(written).hash()
+
+
+def test_the_hash_of_an_example_is_pinned() -> None:
+    # Another hash means that peers of two versions of this package cannot meet: a new domain string is due then.
+    assert read(charter_values()).hash().hex() == "18c85d418c92c4f52020339e17dd01d7e7cc2b49fd3ef59a17494049aa8878a1"
+
+
+@pytest.mark.parametrize("what", ["name", "peer_id"])
+def test_two_members_with_the_same_name_or_key_are_refused(what: str) -> None:
+    values = charter_values()
+    values["members"][2][what] = values["members"][0][what]
+    with pytest.raises(InvalidConfig, match=f"^c.toml: two members have the {what} {values['members'][0][what]}"):
+        read(values)
+
+
+def test_who_is_not_a_member_signs_nothing() -> None:
+    with pytest.raises(InvalidConfig, match=r"^c\.toml: signed by dog, who is not a member"):
+        read(charter_values() | {"signatures": {"ant": "x", "dog": "y"}})
+
+
+def test_members_are_found_by_name() -> None:
+    charter = read(charter_values())
+    bee = charter.member("bee")
+    assert bee is not None
+    assert bee.peer_id == IDENTITIES["bee"].peer_id
+    assert charter.member("dog") is None
+
+
+BAD_NAMES = [
+    "",
+    ".",
+    "..",
+    "../x",
+    ".hidden",
+    "a/b",
+    "a\\b",
+    "/a",
+    "-rf",
+    "a b",
+    "a\n",
+    "\n",
+    "a\0",
+    "bänk",
+    "a" * 64,
+    "~",
+]
+GOOD_NAMES = ["a", "7", "bank-a", "Bank_A.example", "a..b", "a" * 63]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES, ids=ascii)
+def test_names_that_would_escape_a_folder_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="is no name"):
+        check_name(name)
+    for path in ("name", "members.1.name"):
+        values = charter_values()
+        (values if path == "name" else values["members"][1])["name"] = name
+        with pytest.raises(InvalidConfig) as raised:
+            read(values)
+        assert str(raised.value).startswith(f"c.toml: {path}: ")
+        assert str(raised.value).isprintable()
+
+
+@pytest.mark.parametrize("name", GOOD_NAMES)
+def test_other_names_are_as_they_were_given(name: str) -> None:
+    assert check_name(name) == name
+    assert read(charter_values() | {"name": name}).name == name
+
+
+@pytest.mark.parametrize("file", ["", ".", "..", "../m", "/etc/passwd", "a/b", "a/", "a\\b", "a\0", "a\n"], ids=ascii)
+def test_the_model_lies_beside_the_charter(file: str) -> None:
+    values = charter_values()
+    values["model"]["file"] = file
+    with pytest.raises(InvalidConfig, match=r"^c\.toml: model\.file: .* beside the charter$") as raised:
+        read(values)
+    assert str(raised.value).isprintable()
+
+
+@pytest.mark.parametrize("file", ["m", ".m", "Größe 1.safetensors", "a..b"])
+def test_a_model_may_have_any_plain_name(file: str) -> None:
+    values = charter_values()
+    values["model"]["file"] = file
+    assert read(values).model.file == file

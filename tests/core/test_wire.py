@@ -1,0 +1,218 @@
+"""Headers on the wire: what goes out comes back, and whatever else comes costs its sender, never us."""
+
+import hashlib
+import math
+import tracemalloc
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from p2pfl.core.errors import Malformed, RemoteError, TooLarge
+from p2pfl.core.ids import Round
+from p2pfl.core.wire import (
+    LENGTH_BYTES,
+    MAX_HEADER_BYTES,
+    MAX_PAYLOAD_BYTES,
+    MAX_ROUND,
+    VERSION,
+    Bye,
+    Hello,
+    Message,
+    Ping,
+    Update,
+    decode_header,
+    digest,
+    encode_header,
+    header_length,
+    payload_length,
+)
+
+CHARTER = bytes(range(32))
+LONGEST = Update(b"\xff" * 32, Round(MAX_ROUND), MAX_PAYLOAD_BYTES, math.nextafter(math.inf, 0))
+
+charters = st.binary(min_size=32, max_size=32)
+rounds = st.integers(0, MAX_ROUND).map(Round)
+spreads = st.floats(0, allow_nan=False, allow_infinity=False)
+messages = st.one_of(
+    st.builds(Hello, charters, rounds),
+    st.builds(Ping, charters, rounds),
+    st.builds(Bye, charters, rounds),
+    st.builds(Update, charters, rounds, st.integers(0, MAX_PAYLOAD_BYTES), spreads),
+)
+
+
+def header_of(message: Message) -> bytes:
+    return encode_header(message)[LENGTH_BYTES:]
+
+
+def packed(*fields: Any) -> bytes:
+    header: bytes = msgpack.packb(list(fields))
+    return header
+
+
+def with_round(encoded: bytes) -> bytes:
+    """A Hello whose round is encoded like this."""
+    return b"\x94" + packed(VERSION, Hello.kind, CHARTER)[1:] + encoded
+
+
+@given(messages)
+@example(LONGEST)
+def test_what_goes_out_comes_back(message: Message) -> None:
+    frame = encode_header(message)
+    assert header_length(frame[:LENGTH_BYTES]) == len(frame) - LENGTH_BYTES
+    for kind in (bytes, bytearray, memoryview):
+        assert decode_header(kind(frame[LENGTH_BYTES:])) == message
+    assert payload_length(message) == (message.length if isinstance(message, Update) else 0)
+
+
+@pytest.mark.parametrize("kind", [Hello, Ping, Bye])
+def test_every_message_at_its_largest_fits(kind: type[Hello] | type[Ping] | type[Bye]) -> None:
+    for message in (kind(LONGEST.charter, LONGEST.round), LONGEST):
+        assert len(header_of(message)) <= MAX_HEADER_BYTES
+        assert decode_header(header_of(message)) == message
+
+
+def test_the_bytes_of_a_header_are_pinned() -> None:
+    update = Update(CHARTER, Round(7), 4096, 0.5)
+    assert encode_header(update).hex() == (
+        "0032"  # 50 bytes of header
+        "96" "01" "02"  # six fields: version, kind
+        f"c420{CHARTER.hex()}"  # the charter's hash
+        "07" "cd1000"  # round, length
+        "cb3fe0000000000000"  # spread
+    )  # fmt: skip
+    assert digest(b"abc") == hashlib.sha256(b"abc").digest()
+
+
+def test_a_header_has_a_length_within_bounds() -> None:
+    assert header_length(b"\x00\x01") == 1
+    assert header_length(MAX_HEADER_BYTES.to_bytes(2, "big")) == MAX_HEADER_BYTES
+    with pytest.raises(Malformed):
+        header_length(b"\x00\x00")
+    for length in (MAX_HEADER_BYTES + 1, 0xFFFF):
+        with pytest.raises(TooLarge, match=str(length)):
+            header_length(length.to_bytes(2, "big"))
+
+
+OK = (VERSION, Update.kind, CHARTER, 3, 8, 0.5)
+WRONG: dict[str, bytes] = {
+    "nothing": b"",
+    "reserved-byte": b"\xc1",
+    "not-a-list": msgpack.packb(7),
+    "a-map": msgpack.packb({}),
+    "a-string": msgpack.packb("hello"),
+    "empty-list": packed(),
+    "too-few-fields": packed(VERSION, Hello.kind, CHARTER),
+    "too-many-fields": packed(*OK, 1, 2, 3),
+    "cut": packed(*OK)[:-1],
+    "something-behind": packed(*OK) + b"\x00",
+    "twice": packed(*OK) * 2,
+    "version-0": packed(0, *OK[1:]),
+    "next-version": packed(VERSION + 1, *OK[1:]),
+    "version-is-a-bool": packed(True, *OK[1:]),
+    "version-is-a-float": packed(1.0, *OK[1:]),
+    "version-is-text": packed("1\n\x1b[2J", *OK[1:]),
+    "version-is-nothing": packed(None, *OK[1:]),
+    "unknown-kind": packed(VERSION, 9, *OK[2:]),
+    "negative-kind": packed(VERSION, -1, *OK[2:]),
+    "kind-is-true": packed(VERSION, True, CHARTER, 3),
+    "kind-is-false": packed(VERSION, False, CHARTER, 3),
+    "kind-is-a-float": packed(VERSION, 2.0, *OK[2:]),
+    "kind-is-text": packed(VERSION, "\r\n\x07", CHARTER, 3),
+    "kind-is-a-list": packed(VERSION, [[[[1]]]], CHARTER, 3),
+    "hello-with-more": packed(VERSION, Hello.kind, CHARTER, 3, 8),
+    "update-without-spread": packed(*OK[:5]),
+    "update-with-more": packed(*OK, 1),
+    "charter-is-text": packed(VERSION, Hello.kind, "a" * 32, 3),
+    "charter-is-short": packed(VERSION, Hello.kind, CHARTER[:31], 3),
+    "charter-is-long": packed(VERSION, Hello.kind, CHARTER + b"x", 3),
+    "charter-is-nothing": packed(VERSION, Hello.kind, None, 3),
+    "negative-round": packed(VERSION, Hello.kind, CHARTER, -1),
+    "round-too-high": packed(VERSION, Hello.kind, CHARTER, MAX_ROUND + 1),
+    "round-of-64-bits": packed(VERSION, Hello.kind, CHARTER, 2**64 - 1),
+    "round-is-a-bool": packed(VERSION, Hello.kind, CHARTER, True),
+    "round-is-a-float": packed(VERSION, Hello.kind, CHARTER, 3.0),
+    "round-is-text": packed(VERSION, Hello.kind, CHARTER, "3"),
+    "negative-length": packed(*OK[:4], -4, 0.5),
+    "length-too-high": packed(*OK[:4], MAX_PAYLOAD_BYTES + 1, 0.5),
+    "length-is-a-bool": packed(*OK[:4], True, 0.5),
+    "spread-is-nan": packed(*OK[:5], math.nan),
+    "spread-is-infinite": packed(*OK[:5], math.inf),
+    "negative-spread": packed(*OK[:5], -0.5),
+    "spread-is-an-int": packed(*OK[:5], 1),
+    "spread-is-a-bool": packed(*OK[:5], True),
+    "spread-of-32-bits": packed(*OK[:5]).replace(b"\x95", b"\x96", 1) + b"\xca\x3f\x00\x00\x00",
+    "round-in-more-bytes": with_round(b"\xcc\x03"),
+    "round-in-eight-bytes": with_round(b"\xcf" + bytes(7) + b"\x03"),
+    "signed-round": with_round(b"\xd0\x03"),
+    "list-in-more-bytes": b"\xdc\x00\x04" + packed(VERSION, Hello.kind, CHARTER, 3)[1:],
+    "charter-in-more-bytes": packed(VERSION, Hello.kind, CHARTER, 3).replace(b"\xc4\x20", b"\xc5\x00\x20", 1),
+    "text-that-is-not-utf-8": b"\x94\x01\x00\xa2\xff\xfe\x03",
+    "extension": packed(VERSION, Hello.kind, CHARTER, msgpack.ExtType(5, b"abc")),
+    "timestamp": packed(VERSION, Hello.kind, CHARTER, msgpack.Timestamp(1, 2)),
+    "list-of-4-billion": b"\xdd\xff\xff\xff\xff",
+    "bytes-of-4-billion": b"\x94\x01\x00\xc6\xff\xff\xff\xff",
+    "map-of-4-billion": b"\xdf\xff\xff\xff\xff",
+    "deep": b"\x91" * MAX_HEADER_BYTES,
+    "deep-and-whole": b"\x94\x01" + b"\x91" * 150 + b"\x00" + b"\xc4\x20" + CHARTER + b"\x03",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("header", WRONG.values(), ids=WRONG.keys())
+def test_what_is_no_header_is_malformed(header: bytes) -> None:
+    with pytest.raises(Malformed) as raised:
+        decode_header(header)
+    text = str(raised.value)
+    assert text.isprintable(), "a remote writes no lines and no control codes into our log"
+    assert len(text) < 200
+
+
+def test_the_wrong_ones_are_wrong_in_one_place_only() -> None:
+    assert decode_header(packed(*OK)) == Update(CHARTER, Round(3), 8, 0.5)
+    assert decode_header(packed(VERSION, Hello.kind, CHARTER, 3)) == Hello(CHARTER, Round(3))
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=8) | charters,
+    lambda inner: st.lists(inner, max_size=4),
+    max_leaves=8,
+)
+near_misses = st.tuples(
+    st.sampled_from([VERSION, True, 1.0, 2]),
+    st.sampled_from([0, 1, 2, 3, 4, True, 2.0]),
+    charters,
+    rounds | values,
+).flatmap(lambda head: st.lists(values, max_size=3).map(lambda rest: packed(*head, *rest)))
+
+
+@given(st.binary(max_size=MAX_HEADER_BYTES) | near_misses | st.lists(values, max_size=8).map(lambda v: packed(*v)))
+def test_whatever_comes_is_a_message_or_costs_its_sender(header: bytes) -> None:
+    try:
+        message = decode_header(header)
+    except RemoteError as error:
+        assert str(error).isprintable()
+    else:
+        assert header_of(message) == header, "a message has one header"
+
+
+@given(st.binary(min_size=LENGTH_BYTES, max_size=LENGTH_BYTES))
+def test_whatever_length_comes_is_bounded_or_costs_its_sender(prefix: bytes) -> None:
+    try:
+        assert 0 < header_length(prefix) <= MAX_HEADER_BYTES
+    except RemoteError:
+        assert not 0 < int.from_bytes(prefix, "big") <= MAX_HEADER_BYTES
+
+
+def test_no_header_makes_us_allocate() -> None:
+    tracemalloc.start()
+    try:
+        for header in WRONG.values():
+            with pytest.raises(Malformed):
+                decode_header(header)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**20
