@@ -3,9 +3,9 @@
     python docs/draw_layers.py            draw it
     python docs/draw_layers.py --check    exit 1 if the picture shows anything else than the code does
 
-The layers and their order are those that import-linter enforces (pyproject.toml), the line under a layer's name is the first of
-its docstring, and a number on an arrow counts imports of one module by another. What is drawn is also kept in the picture as
-JSON, and that is what --check compares.
+The layers and their order are those that import-linter enforces (pyproject.toml), the line under a layer's name is the
+first of its docstring, and a number on an arrow counts imports of one module by another. What is drawn is also kept in
+the picture as JSON, and that is what --check compares.
 """
 
 import argparse
@@ -18,13 +18,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-import grimp
-
 ROOT = Path(__file__).resolve().parent.parent
+# The code beside this file, whichever copy is installed.
+sys.path.insert(0, str(ROOT))
+
+import grimp  # noqa: E402
+
 PICTURE = ROOT / "docs" / "images" / "layers.svg"
 PACKAGE = "p2pfl"
 
-WIDTH, ROWS_RIGHT = 1200, 960
+ROWS_RIGHT = 960
 LEFT, TOP, GAP = 20, 70, 18
 MODULES_LEFT = 300
 BOX_HEIGHT, BOX_GAP, PADDING = 26, 8, 14
@@ -117,13 +120,14 @@ class Drawing:
         for layer in self._content.layers:
             y = self._row(layer, y) + GAP
         self._arrows()
-        height = round(y + 6)
+        width, height = _lane(len(self._content.imports)) + 6, round(y + 6)
+        size = f"viewBox='0 0 {width} {height}' width='{width}' height='{height}'"
         return "\n".join(
             [
-                f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {WIDTH} {height}' width='{WIDTH}' height='{height}'>",
+                f"<svg xmlns='http://www.w3.org/2000/svg' {size}>",
                 "<title>The layers of p2pfl and the imports between them</title>",
                 f"<metadata>{escape(self._content.to_json())}</metadata>",
-                f"<rect width='{WIDTH}' height='{height}' fill='#ffffff'/>",
+                f"<rect width='{width}' height='{height}' fill='#ffffff'/>",
                 *self._heading(),
                 *self._parts,
                 "</svg>\n",
@@ -184,7 +188,7 @@ class Drawing:
         pairs = sorted(self._content.imports, key=lambda pair: (order.index(pair[1]) - order.index(pair[0]), pair[0]))
         lanes = {pair[:2]: number for number, pair in enumerate(pairs)}
         for upper, lower, count in pairs:
-            color, x = self._color[upper], ROWS_RIGHT + 34 + LANE * lanes[upper, lower]
+            color, x = self._color[upper], _lane(lanes[upper, lower])
             start, end = self._port(upper, (upper, lower), lanes), self._port(lower, (upper, lower), lanes)
             self._parts += [
                 f"<path d='M {ROWS_RIGHT} {start:g} H {x - 5} Q {x} {start:g} {x} {start + 5:g} V {end - 5:g} "
@@ -202,6 +206,10 @@ class Drawing:
         ends = [*reversed(incoming), *outgoing]
         y, height = self._rows[layer]
         return y + height / 2 + PORT * (ends.index(pair) - (len(ends) - 1) / 2)
+
+
+def _lane(number: int) -> int:
+    return ROWS_RIGHT + 34 + LANE * number
 
 
 def _text(

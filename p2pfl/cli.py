@@ -60,7 +60,7 @@ def _root(
     del version
 
 
-@app.command()
+@app.command(epilog="Next: p2pfl charter join, with the draft you were sent, or p2pfl charter new.")
 def init(
     name: Annotated[str, typer.Argument(help="The member's name in the charter, and of the folder that is made.")],
     listen: Annotated[
@@ -96,7 +96,7 @@ def init(
     _say("      or draw one up: p2pfl charter new FOLDER --task digits")
 
 
-@charter_app.command("new")
+@charter_app.command("new", epilog="Next: every member runs p2pfl charter join.")
 def charter_new(
     folder: Annotated[Path, typer.Argument(help="Where charter.toml and initial.safetensors are put.")],
     name: Annotated[str, typer.Option(help="The federation's name.")] = "federation",
@@ -111,7 +111,6 @@ def charter_new(
     path = folder / CHARTER_FILE
     if path.exists():
         raise InvalidConfig(f"{path}: exists already; name another folder")
-    folder.mkdir(parents=True, exist_ok=True)
     terms = {"training": {"rounds": rounds}, "averaging": {"topology": topology}}
     charter = draft_charter(folder, name, task, terms, seed)
     save_charter(path, charter)
@@ -120,7 +119,7 @@ def charter_new(
     _say(f"next: every member runs p2pfl charter join {path} --config THEIR-FOLDER, and passes the folder on")
 
 
-@charter_app.command("join")
+@charter_app.command("join", epilog="Next, when all have joined: every member runs p2pfl charter sign.")
 def charter_join(charter: CharterFile = Path("charter.toml"), config: ConfigFile = Path("peer.toml")) -> None:
     """Add this member to a draft, or update its addresses there. Signatures given so far become void."""
     from p2pfl.core.charter import Member
@@ -135,14 +134,14 @@ def charter_join(charter: CharterFile = Path("charter.toml"), config: ConfigFile
     joined = join_charter(draft, member)
     save_charter(charter, joined)
     if remember_charter(home, charter):
-        _say(f"{home.path}/peer.toml: charter is now {charter}")
+        _say(f"{home.path / home.file}: charter is now {charter}")
     _say(f"{charter}: {member.name} has joined; members: {', '.join(known.name for known in joined.members)}")
-    if draft.signatures:
+    if draft.signatures and not joined.signatures:
         _say(f"the signatures of {', '.join(draft.signatures)} were for the draft as it was; they must sign again")
     _say(f"next: when all have joined, every member runs p2pfl charter sign {charter} --config THEIR-FOLDER")
 
 
-@charter_app.command("sign")
+@charter_app.command("sign", epilog="Next, when all have signed: every member runs p2pfl peer.")
 def charter_sign(charter: CharterFile = Path("charter.toml"), config: ConfigFile = Path("peer.toml")) -> None:
     """Sign the charter as this member, after checking its task file and its initial model."""
     from p2pfl.crypto.identity import charter_faults, sign_charter
@@ -155,7 +154,7 @@ def charter_sign(charter: CharterFile = Path("charter.toml"), config: ConfigFile
     signed = sign_charter(draft, home.config.name, home.identity())
     save_charter(charter, signed)
     if remember_charter(home, charter):
-        _say(f"{home.path}/peer.toml: charter is now {charter}")
+        _say(f"{home.path / home.file}: charter is now {charter}")
     _say(f"{charter}: {home.config.name} has signed {signed.hash().hex()[:16]}")
     faults = charter_faults(signed)
     if faults:
@@ -166,7 +165,7 @@ def charter_sign(charter: CharterFile = Path("charter.toml"), config: ConfigFile
         _say(f"next: everyone takes a copy of {charter.parent or '.'}, and runs p2pfl peer --config THEIR-FOLDER")
 
 
-@charter_app.command("show")
+@charter_app.command("show", epilog="Next: p2pfl charter sign, if you agree; p2pfl charter check, to see who has.")
 def charter_show(charter: CharterFile = Path("charter.toml")) -> None:
     """Print what a charter says, in words."""
     from p2pfl.node.federation import load_charter
@@ -176,7 +175,7 @@ def charter_show(charter: CharterFile = Path("charter.toml")) -> None:
         _say(line)
 
 
-@charter_app.command("check")
+@charter_app.command("check", epilog="Next, when nothing is missing: every member runs p2pfl peer.")
 def charter_check(charter: CharterFile = Path("charter.toml")) -> None:
     """Check signatures, task file and initial model; name who or what is missing or wrong (exit code 2)."""
     from p2pfl.crypto.identity import charter_faults
@@ -193,7 +192,7 @@ def charter_check(charter: CharterFile = Path("charter.toml")) -> None:
     _say(f"{charter}: in force: {known.name}, {len(known.members)} members, {known.hash().hex()[:16]}")
 
 
-@app.command()
+@app.command(epilog="Next: p2pfl evaluate, p2pfl predict and p2pfl export, with the folder of peer.toml.")
 def peer(config: ConfigFile = Path("peer.toml")) -> None:
     """Run this member's peer until the federation's last round. Ctrl-C leaves at the end of a round."""
     from p2pfl.node.federation import open_home
@@ -215,7 +214,7 @@ def peer(config: ConfigFile = Path("peer.toml")) -> None:
     _say(f"next: p2pfl evaluate {home.path}")
 
 
-@app.command()
+@app.command(epilog="Next: p2pfl evaluate and p2pfl export with its folder, or your own task: docs/own-task.md.")
 def demo(
     peers: Annotated[int, typer.Option(help="How many peers, each a process of its own.")] = 8,
     topology: Annotated[str, typer.Option(help="exponential, ring, complete or random-regular.")] = "exponential",
@@ -253,7 +252,7 @@ def _say_next(path: Path) -> None:
     _say(f"next: p2pfl evaluate {path}, p2pfl export {path} model.safetensors, or your own task: docs/own-task.md")
 
 
-@app.command()
+@app.command(epilog="Next: p2pfl evaluate RUN.")
 def report(run: RunFolder) -> None:
     """Draw a run's tables and plots again."""
     from p2pfl.simulation.report import report as make_report
@@ -263,7 +262,7 @@ def report(run: RunFolder) -> None:
     _say(f"plots are in {made.path}")
 
 
-@app.command()
+@app.command(epilog="Next: p2pfl predict RUN FILE, or p2pfl export RUN FILE.")
 def evaluate(
     run: RunFolder,
     member: Annotated[str | None, typer.Option(help="Whose model; by default the first that finished.")] = None,
@@ -275,7 +274,7 @@ def evaluate(
     console.print(render_evaluation(evaluate_run(run, member)))
 
 
-@app.command()
+@app.command(epilog="Next: p2pfl export RUN FILE, to use the model without p2pfl.")
 def predict(
     run: RunFolder,
     data: Annotated[Path, typer.Argument(help="CSV, Parquet or .npy with a row per example, inputs only.")],
@@ -293,7 +292,7 @@ def predict(
         _say(f"{output}: {text.count(chr(10)) - 1} predictions")
 
 
-@app.command()
+@app.command(epilog="Next: safetensors.torch.load_file(FILE) gives the state dict of the task's model.")
 def export(
     run: RunFolder,
     output: Annotated[Path, typer.Argument(help="The safetensors file to write.")],
@@ -309,6 +308,8 @@ def export(
 
 
 _debug = False
+INTERRUPTED = 128 + 2
+"""A shell's exit code for what SIGINT ended."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -317,10 +318,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     _debug = "--debug" in given
     try:
-        code = app(args=[argument for argument in given if argument != "--debug"], standalone_mode=False)
+        code = app([argument for argument in given if argument != "--debug"], prog_name="p2pfl", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         sys.stderr.write("stopped\n")
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except P2pflError as error:
         _end(error, str(error), error.exit_code)
     except OSError as error:
@@ -333,6 +334,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 sys.exit(2)  # no command was given, and the help has been printed
             _end(error, f"{usage().rstrip('.')}; see {_command(given)} --help", 2)
         _end(error, f"a fault in p2pfl: {type(error).__name__}: {error}; run again with --debug and report it", 1)
+    if code == INTERRUPTED:  # typer makes this of a KeyboardInterrupt
+        sys.stderr.write("stopped\n")
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -55,6 +55,14 @@ class TaskTerms(Settings):
     source: str
     sha256: Sha256
 
+    @field_validator("source")
+    @classmethod
+    def _is_beside(cls, source: str) -> str:
+        file, colon, _ = source.rpartition(":")
+        if colon:
+            _check_file(file)
+        return source
+
 
 class ModelTerms(Settings):
     """The common initial model: a safetensors file beside the charter.
@@ -71,7 +79,7 @@ class ModelTerms(Settings):
 
 
 class TrainingTerms(Settings):
-    """What each peer does in a round.
+    """What each peer does in a round. The defaults are those that the task `digits` was measured with.
 
     Attributes:
         clip_norm: a round's local update is scaled down to this L2 norm; 0 leaves it as it is.
@@ -86,6 +94,8 @@ class TrainingTerms(Settings):
 
 class AveragingTerms(Settings):
     """Who averages with whom, and until when.
+
+    The tolerance is far below what moves a prediction of the built-in tasks; the limit of rounds is a guess.
 
     Attributes:
         topology_seed: draws the overlay of `random-regular`.
@@ -102,7 +112,7 @@ class AveragingTerms(Settings):
 
 
 class Deadlines(Settings):
-    """How long a peer waits, in seconds.
+    """How long a peer waits, in seconds. The defaults are guesses for organisations that start peers by hand.
 
     Attributes:
         start: for its neighbors, before round 0.

@@ -52,6 +52,10 @@ class BadSignature(RemoteError):
     """A signature that does not verify."""
 
 
+class BadTag(RemoteError):
+    """A sealed message that does not open: changed on the way, or sealed under another key."""
+
+
 class WrongCharter(RemoteError):
     """A message sent under another charter."""
 

@@ -30,6 +30,8 @@ def parse_toml(text: str, where: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InvalidConfig(f"{where}: not TOML: {error}") from error
+    except RecursionError as error:
+        raise InvalidConfig(f"{where}: nested too deeply; no settings of ours are") from error
 
 
 def validate(kind: type[Model], values: object, where: str) -> Model:

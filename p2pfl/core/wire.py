@@ -51,6 +51,7 @@ class Update:
     Attributes:
         spread: while settling, the largest squared distance between two neighbors' vectors that the sender knows of
             (see `p2pfl.gossip.settle`); 0 in training rounds.
+        complete: while settling, whether that covers every link the sender could have heard of.
     """
 
     kind: ClassVar[int] = 2
@@ -58,6 +59,7 @@ class Update:
     round: Round
     length: int
     spread: float
+    complete: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ def encode_header(message: Message) -> bytes:
     """Return the frame of `message` up to its payload."""
     fields: list[object] = [VERSION, message.kind, message.charter, message.round]
     if isinstance(message, Update):
-        fields += [message.length, message.spread]
+        fields += [message.length, message.spread, message.complete]
     header: bytes = msgpack.packb(fields)
     return len(header).to_bytes(LENGTH_BYTES, "big") + header
 
@@ -135,8 +137,9 @@ def _message(kind: object, charter: bytes, round: Round, rest: list[object]) -> 
             return Ping(charter, round)
         case Bye.kind, []:
             return Bye(charter, round)
-        case Update.kind, [length, spread]:
-            return Update(charter, round, _integer("length", length, MAX_PAYLOAD_BYTES), _finite("spread", spread))
+        case Update.kind, [length, spread, bool(complete)]:
+            length = _integer("length", length, MAX_PAYLOAD_BYTES)
+            return Update(charter, round, length, _finite("spread", spread), complete)
     raise Malformed(f"a message of unknown kind {ascii(kind)[:20]} with {len(rest)} further fields")
 
 

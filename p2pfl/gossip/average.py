@@ -33,8 +33,8 @@ def average(own: Vector, contributions: Mapping[PeerId, Vector], weights: Mappin
     Args:
         own: this peer's vector, float32 [parameters].
         contributions: the neighbors' vectors that arrived, each of the same length.
-        weights: this peer's row of the mixing matrix without the diagonal. The weight of a neighbor that is missing or rejected
-            goes to the peer itself, so the row always sums to one. Its order is the order of the sum.
+        weights: this peer's row of the mixing matrix without the diagonal. The weight of a neighbor that is missing or
+            rejected goes to the peer itself, so the row always sums to one. Its order is the order of the sum.
     """
     arrived = [peer for peer in weights if peer in contributions]
     rejected = tuple(peer for peer in arrived if not np.isfinite(contributions[peer]).all())

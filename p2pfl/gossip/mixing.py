@@ -50,8 +50,8 @@ def squared_distance(left: Vector, right: Vector) -> float:
 def mix(vectors: Sequence[Vector], weights: Sequence[float]) -> Vector:
     """Return the weighted sum of `vectors` as a fresh vector.
 
-    The sum runs in the given order in float32, in blocks that stay in cache: the same inputs in the same order give the same
-    bits on every machine that rounds as IEEE 754 says.
+    The sum runs in the given order in float32, in blocks that stay in cache: the same inputs in the same order give
+    the same bits on every machine that rounds as IEEE 754 says.
     """
     result = np.empty_like(vectors[0])
     scratch = np.empty(min(_BLOCK, len(result)), np.float32)

@@ -1,11 +1,12 @@
 """One peer's protocol: link up, then round by round train, send, wait, average; at the end, average until all agree.
 
-A round waits for the neighbors that are linked and keep step, at most until the charter's deadline. A neighbor that is gone,
-has left, or let a deadline pass is not waited for until it is heard in the current round again; its weight goes to the peer
-itself, and the round's record names it and the reason. So a dead neighbor costs at most one deadline, and a stopped network
-connection nothing.
+A round waits for the neighbors that are linked and keep step, at most until the charter's deadline. A neighbor that
+is gone, has left, or let a deadline pass is not waited for until it is heard in the current round again; its weight
+goes to the peer itself, and the round's record names it and the reason. So a dead neighbor costs at most one
+deadline, and a stopped network connection nothing.
 
-Updates of the current and the next rounds are kept, one for each neighbor and round; anything else is refused before a byte of it is allocated.
+Updates of the current and the next rounds are kept, one for each neighbor and round; anything else is refused before
+a byte of it is allocated.
 """
 
 from collections.abc import Mapping
@@ -58,7 +59,7 @@ from p2pfl.core.trace import LinkChanged, PeerFinished, Refused, RoundEnded, Sta
 from p2pfl.core.wire import Bye, Message, Ping, Update
 from p2pfl.gossip.average import Average, average
 from p2pfl.gossip.mixing import metropolis_hastings
-from p2pfl.gossip.settle import Settling
+from p2pfl.gossip.settle import Claim, Settling
 from p2pfl.gossip.topology import diameter, overlay
 
 LOOKAHEAD = 2
@@ -124,12 +125,12 @@ class _Neighbor:
     """What is known of a neighbor."""
 
     linked: bool = False
-    heard_at: Seconds = Seconds(0.0)
+    heard_at: float = 0.0
     left_after: Round | None = None
     in_step: bool = True
     reached: int = -1
     """The latest round in which an update of it was seen."""
-    updates: dict[Round, tuple[Vector, float]] = field(default_factory=dict)
+    updates: dict[Round, tuple[Vector, Claim]] = field(default_factory=dict)
 
 
 class PeerMachine:
@@ -144,7 +145,7 @@ class PeerMachine:
         self._waiting = False
         self._averaging = False
         self._loss: float | None = None
-        self._settling = Settling(plan.diameter)
+        self._settling = Settling(plan.diameter, members=len(plan.names))
         self._agreed = False
         self._stop_asked = False
         self._neighbors = {peer: _Neighbor() for peer in plan.weights}
@@ -159,9 +160,9 @@ class PeerMachine:
             case LinkUp(peer):
                 return self._on_link_up(peer, now)
             case LinkDown(peer, reason):
-                return self._on_link_down(peer, reason, now)
+                return self._on_link_down(peer, reason)
             case Received(peer, message):
-                return self._guarded(peer, message, now) or self._on_message(peer, message, now)
+                return self._guarded(peer, message, now) or self._on_message(peer, message)
             case BulkOffered(peer, message):
                 return self._guarded(peer, message, now) or self._on_offer(peer, message)
             case BulkReceived(peer, message, payload):
@@ -203,12 +204,12 @@ class PeerMachine:
             effects.append(Send(peer, Bye(self._plan.charter, Round(self._round - 1))))
         return effects
 
-    def _on_link_down(self, peer: PeerId, reason: str, now: Seconds) -> list[Effect]:
+    def _on_link_down(self, peer: PeerId, reason: str) -> list[Effect]:
         neighbor = self._neighbors.get(peer)
         if neighbor is None or not neighbor.linked:
             return []
         neighbor.linked = False
-        return [Emit(LinkChanged(self._name(peer), up=False, reason=reason)), *self._proceed(now)]
+        return [Emit(LinkChanged(self._name(peer), up=False, reason=reason)), *self._proceed()]
 
     def _start_if_linked(self, now: Seconds) -> list[Effect]:
         if not all(neighbor.linked for neighbor in self._neighbors.values()):
@@ -228,28 +229,29 @@ class PeerMachine:
         """Return what a message costs its sender that must not have been sent; nothing if it may be handled."""
         neighbor = self._neighbors.get(peer)
         if neighbor is None:
-            return self._drop(NotAMember("is not a neighbor on this overlay", peer))
+            return self._drop(peer, NotAMember("is not a neighbor on this overlay", peer))
         if message.charter != self._plan.charter:
             theirs, ours = message.charter.hex()[:12], self._plan.charter.hex()[:12]
-            return self._drop(WrongCharter(f"sent a message under charter {theirs}, ours is {ours}", peer))
+            return self._drop(peer, WrongCharter(f"sent a message under charter {theirs}, ours is {ours}", peer))
         neighbor.heard_at = now
         return []
 
-    def _on_message(self, peer: PeerId, message: Message, now: Seconds) -> list[Effect]:
+    def _on_message(self, peer: PeerId, message: Message) -> list[Effect]:
         if not isinstance(message, Bye):
             return []
         neighbor = self._neighbors[peer]
         neighbor.left_after = message.round
-        return self._proceed(now)
+        return self._proceed()
 
     def _on_offer(self, peer: PeerId, message: Message) -> list[Effect]:
         if not isinstance(message, Update):
-            return self._drop(Malformed("announced a payload with a message that has none", peer))
+            return self._drop(peer, Malformed("announced a payload with a message that has none", peer))
         wanted = 4 * self._plan.parameters
         if message.length != wanted:
             kind = TooLarge if message.length > wanted else Malformed
             return self._drop(
-                kind(f"sent a model of {message.length / 4:g} values, the charter's has {self._plan.parameters}", peer)
+                peer,
+                kind(f"sent a model of {message.length / 4:g} values, the charter's has {self._plan.parameters}", peer),
             )
         neighbor = self._neighbors[peer]
         neighbor.reached = max(neighbor.reached, message.round)
@@ -268,13 +270,15 @@ class PeerMachine:
         neighbor.heard_at = now
         if message.round < self._round or message.round in neighbor.updates:
             return []
-        neighbor.updates[message.round] = (np.frombuffer(payload, np.dtype("<f4")), message.spread)
+        neighbor.updates[message.round] = (
+            np.frombuffer(payload, np.dtype("<f4")),
+            Claim(message.spread, message.complete),
+        )
         neighbor.in_step = True
-        return self._proceed(now)
+        return self._proceed()
 
-    def _drop(self, error: RemoteError) -> list[Effect]:
-        assert error.peer is not None
-        return [Emit(Refused(self._name(error.peer), error.reason)), Disconnect(error.peer, error)]
+    def _drop(self, peer: PeerId, error: RemoteError) -> list[Effect]:
+        return [Emit(Refused(self._name(peer), error.reason)), Disconnect(peer, error)]
 
     # Rounds
 
@@ -300,11 +304,11 @@ class PeerMachine:
         self._waiting = True
         linked = tuple(peer for peer, neighbor in self._neighbors.items() if neighbor.linked)
         deadline = Seconds(now + self._plan.deadlines.round)
-        return [self._update_for(linked), SetTimer("round", deadline), *self._proceed(now)]
+        return [self._update_for(linked), SetTimer("round", deadline), *self._proceed()]
 
     def _update_for(self, peers: tuple[PeerId, ...]) -> Effect:
-        spread = self._settling.announced if self._is_settling else 0.0
-        message = Update(self._plan.charter, self._round, self._vector.nbytes, spread)
+        claim = self._settling.claim
+        message = Update(self._plan.charter, self._round, self._vector.nbytes, claim.spread, claim.complete)
         return SendBulk(peers, message, self._vector)
 
     def _is_awaited(self, neighbor: _Neighbor) -> bool:
@@ -313,7 +317,7 @@ class PeerMachine:
         # Whoever is seen in a later round will not send this one any more.
         return not gone and not here and neighbor.in_step and neighbor.reached <= self._round
 
-    def _proceed(self, now: Seconds) -> list[Effect]:
+    def _proceed(self) -> list[Effect]:
         """Do whatever is waiting for neighbors, if none is to be waited for any more."""
         if self._state is State.LEAVING:
             return self._leave_if_alone()
@@ -340,13 +344,14 @@ class PeerMachine:
         self._averaging = False
         effects: list[Effect] = []
         for peer in result.rejected:
-            effects += self._drop(Malformed("sent NaN or infinity in an update", peer))
+            effects += self._drop(peer, Malformed("sent NaN or infinity in an update", peer))
         effects.append(Emit(self._record(result, now)))
         self._vector = result.vector
         effects.append(Adopt(self._round, self._vector))
         if self._is_settling:
             heard = [self._neighbors[peer].updates[self._round][1] for peer in result.heard]
-            self._settling = self._settling.after_round(result.spread, heard)
+            complete = len(heard) == len(self._neighbors)
+            self._settling = self._settling.after_round(result.spread, heard, complete)
         for neighbor in self._neighbors.values():
             neighbor.updates.pop(self._round, None)
         return effects + self._next_round(now)
@@ -385,9 +390,9 @@ class PeerMachine:
         return self._begin_round(now)
 
     def _is_settled(self) -> bool:
-        bound = self._settling.bound()
-        if bound is not None and bound <= self._plan.tolerance:
-            self._agreed = True
+        verdict = self._settling.verdict()
+        if verdict is not None and verdict.bound <= self._plan.tolerance:
+            self._agreed = verdict.proven
             return True
         alone = all(
             not neighbor.linked or (neighbor.left_after is not None and neighbor.left_after < self._round)
@@ -452,7 +457,7 @@ class PeerMachine:
                 continue
             silent = now - neighbor.heard_at
             if silent > self._plan.deadlines.silence:
-                effects += self._drop(RemoteError(f"gave no sign of life for {silent:.0f} s", peer))
+                effects += self._drop(peer, RemoteError(f"gave no sign of life for {silent:.0f} s", peer))
             else:
                 effects.append(Send(peer, Ping(self._plan.charter, self._round)))
         return effects

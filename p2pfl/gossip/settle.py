@@ -1,16 +1,47 @@
-"""When peers that only average may stop: a maximum that floods with the updates.
+"""When peers that only average may stop: a maximum, and whether it is complete, that flood with the updates.
 
-No peer sees the consensus distance. Each sees how far its neighbors' vectors are from its own. Every `diameter + 1` rounds each
-peer starts from the largest squared distance it just saw, and in the rounds between takes the maximum of what its neighbors
-announce; after `diameter` hops every peer holds the same number, the largest squared distance d over any link of the overlay at the
-window's start. Two peers are at most `diameter` links apart, so at that moment every two vectors were within
-`diameter * sqrt(d)` of each other, and the consensus distance at most `diameter^2 * d`. Averaging only shrinks it. All peers reach the
-same verdict in the same round, and stop together.
+No peer sees the consensus distance. Each sees how far its neighbors' vectors are from its own. Every D + 1 rounds, D
+the overlay's diameter, each peer starts from the largest squared distance it just saw, and in the rounds between
+takes the maximum of what its neighbors announce. After D hops every peer holds the same number d, the largest squared
+distance over any link at the window's start. Two peers are at most D links apart, so by the triangle inequality any
+two vectors were within D sqrt(d) of each other, and the consensus distance was at most D^2 d. Averaging only shrinks
+it. All peers reach the same verdict in the same round, and stop together.
 
-With a peer missing, the flood may reach some late: they go on, at most to the charter's limit, or until all neighbors have left.
+That proves something only if every link carried its update in every round of the window. So each update also says
+whether its sender, and everyone that it has heard of in this window, heard all neighbors. If any link on a shortest
+path failed, its near end knows, and is fewer than D intact hops away: a peer that holds "complete" at the end has the
+proof for all members. Without it, peers that hear each other still stop, by the longest path there could be, n - 1
+links; but none of them says that the members agree.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What an update says of its window.
+
+    Attributes:
+        spread: the largest squared distance over a link that the sender knows of.
+        complete: whether everyone that the sender has heard of heard all neighbors.
+    """
+
+    spread: float = 0.0
+    complete: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a peer knows at a window's end.
+
+    Attributes:
+        bound: on the consensus distance; of all members if `proven`, else of those that hear each other.
+        proven: whether every link of the overlay carried its updates.
+    """
+
+    bound: float
+    proven: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,27 +50,34 @@ class Settling:
 
     Attributes:
         diameter: of the overlay, in hops.
+        members: of the federation.
         step: settling rounds done.
-        announced: what this peer's next update says, a squared distance.
+        claim: what this peer's next update says.
     """
 
     diameter: int
+    members: int
     step: int = 0
-    announced: float = 0.0
+    claim: Claim = Claim()
 
-    def after_round(self, spread: float, heard: list[float]) -> "Settling":
+    def after_round(self, spread: float, heard: Sequence[Claim], complete: bool) -> "Settling":
         """Return the view after a round.
 
         Args:
             spread: the largest squared distance from a neighbor's vector to this peer's own in the round.
-            heard: what the neighbors' updates of the round announced.
+            heard: what the neighbors' updates of the round said.
+            complete: whether all neighbors were heard.
         """
-        opens = self.step % (self.diameter + 1) == 0
-        known = spread if opens else max([self.announced, *heard])
-        return replace(self, step=self.step + 1, announced=known)
+        if self.step % (self.diameter + 1) == 0:
+            claim = Claim(spread, complete)
+        else:
+            known = [self.claim, *heard]
+            claim = Claim(max(each.spread for each in known), complete and all(each.complete for each in known))
+        return replace(self, step=self.step + 1, claim=claim)
 
-    def bound(self) -> float | None:
-        """Return the proven bound on the consensus distance, at the end of a window; otherwise None."""
+    def verdict(self) -> Verdict | None:
+        """Return what is known at the end of a window; None within one."""
         if self.step == 0 or self.step % (self.diameter + 1) != 0:
             return None
-        return self.diameter**2 * self.announced
+        hops = self.diameter if self.claim.complete else self.members - 1
+        return Verdict(hops**2 * self.claim.spread, self.claim.complete)

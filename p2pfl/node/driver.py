@@ -1,7 +1,7 @@
 """Runs a machine: carries out its effects under trio, and feeds it what happens.
 
-The machine runs in the network loop and takes microseconds; local steps, evaluation and sums over large vectors run in a worker
-thread beside it. The protocol's rules are the machine's; none stands here.
+The machine runs in the network loop and takes microseconds; local steps, evaluation and sums over large vectors run
+in a worker thread beside it. The protocol's rules are the machine's; none stands here.
 """
 
 from collections import deque
@@ -101,7 +101,7 @@ class Driver:
         self._finished = trio.Event()
         self._error: BaseException | None = None
         self._thread = trio.CapacityLimiter(1)
-        self._nursery: trio.Nursery | None = None
+        self._nursery: trio.Nursery
 
     async def run(self, listen: Sequence[str], ready: Callable[[Sequence[str]], None] = lambda _: None) -> None:
         """Run until the machine finishes.
@@ -176,7 +176,6 @@ class Driver:
     # Work beside the loop
 
     def _start(self, function: Callable[..., object], *arguments: object) -> None:
-        assert self._nursery is not None
         self._nursery.start_soon(function, *arguments)  # type: ignore[arg-type]
 
     async def _train(self, round: Round, vector: Vector) -> None:

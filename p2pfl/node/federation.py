@@ -28,7 +28,6 @@ MODEL_FILE, HISTORY_FILE = "model.safetensors", "history.f32"
 """What a peer leaves in its run folder beside the trace: its last model, and raw float32 copies of earlier ones."""
 
 
-
 _WRITE_ADDRESS = "write /ip4/192.0.2.1/tcp/4001 or /dns4/peer.example.org/tcp/4001"
 
 
@@ -38,6 +37,7 @@ class Home:
 
     path: Path
     config: PeerConfig
+    file: str = CONFIG_FILE
 
     @property
     def charter_path(self) -> Path:
@@ -70,7 +70,7 @@ def open_home(config_path: Path) -> Home:
     config = validate(PeerConfig, values, str(config_path))
     for address in (*config.listen, *config.announce):
         check_address(address, str(config_path))
-    return Home(config_path.parent, config)
+    return Home(config_path.parent, config, config_path.name)
 
 
 def create_home(path: Path, config: PeerConfig) -> Home:
@@ -98,7 +98,7 @@ def remember_charter(home: Home, charter: Path) -> bool:
     """
     if home.charter_path.resolve() == charter.resolve():
         return False
-    path = home.path / CONFIG_FILE
+    path = home.path / home.file
     document = tomlkit.parse(read_text(path, "this peer's settings"))
     document["charter"] = os.path.relpath(charter.resolve(), home.path.resolve())
     write_atomic(path, tomlkit.dumps(document).encode())
@@ -134,13 +134,9 @@ def check_address(address: str, where: str) -> None:
     try:
         protocols = [protocol.name for protocol in Multiaddr(address).protocols()]
     except (MultiaddrError, ValueError) as error:
-        raise InvalidConfig(
-            f"{where}: {address!r} is not an address; write /ip4/192.0.2.1/tcp/4001 or /dns4/peer.example.org/tcp/4001"
-        ) from error
+        raise InvalidConfig(f"{where}: {address!r} is not an address; {_WRITE_ADDRESS}") from error
     if len(protocols) != 2 or protocols[0] not in ("ip4", "ip6", "dns", "dns4", "dns6") or protocols[1] != "tcp":
-        raise InvalidConfig(
-            f"{where}: {address!r} is not a TCP address; write /ip4/192.0.2.1/tcp/4001 or /dns4/peer.example.org/tcp/4001"
-        )
+        raise InvalidConfig(f"{where}: {address!r} is not a TCP address; {_WRITE_ADDRESS}")
 
 
 # The charter's file
@@ -223,21 +219,23 @@ def draft_charter(folder: Path, name: str, task_source: str, terms: Mapping[str,
     loaded = load_task(task_source, folder)
     model = make_model(loaded.task)
     assign(model, initial(loaded.task, seed))
-    path = folder / INITIAL_FILE
-    save_model(path, model, {"task": task_source})
     values = {
         "name": name,
         "task": TaskTerms(source=task_source, sha256=loaded.sha256).model_dump(),
-        "model": ModelTerms(
-            file=INITIAL_FILE, sha256=sha256_of(path, "the initial model"), parameters=layout(model).size
-        ).model_dump(),
+        "model": ModelTerms(file=INITIAL_FILE, sha256="0" * 64, parameters=layout(model).size).model_dump(),
         **terms,
     }
-    return validate(Charter, values, "draft")
+    # Terms that cannot be used leave nothing behind.
+    draft = validate(Charter, values, "draft")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / INITIAL_FILE
+    save_model(path, model, {"task": task_source})
+    written = draft.model.model_copy(update={"sha256": sha256_of(path, "the initial model")})
+    return draft.model_copy(update={"model": written})
 
 
 def join_charter(charter: Charter, member: Member) -> Charter:
-    """Return the draft with a member added, or changed if its key is there; nobody's signature survives a change.
+    """Return the draft with a member added, or changed if its key is there; no signature survives a change.
 
     Raises:
         InvalidConfig: the name or the key belongs to another member.
@@ -249,8 +247,8 @@ def join_charter(charter: Charter, member: Member) -> Charter:
         )
     values = charter.model_dump()
     values["members"] = [*(known.model_dump() for known in others), member.model_dump()]
-    values["signatures"] = {}
-    return validate(Charter, values, "draft")
+    joined = validate(Charter, {**values, "signatures": {}}, "draft")
+    return charter if joined.hash() == charter.hash() else joined
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,8 @@ async def write_bulk(lane: OutgoingLane, message: Message, payload: memoryview, 
     """
     header = encode_header(message)
     if len(payload) <= WRITE_BYTES:
-        # One write, so one record of the channel where it fits: a small model pays for as few headers and tags as possible.
+        # One write, so one record of the channel where it fits: a small model pays for as few headers and tags as
+        # possible.
         await lane.write(b"".join((header, payload, trailer)))
         return
     await lane.write(header)

@@ -1,4 +1,4 @@
-"""Many peers as processes on one machine: made, started from one preloaded process, watched through their traces, stopped.
+"""Many peers as processes on one machine: made, started from one preloaded process, watched, stopped.
 
 The launcher is not part of the protocol. It starts peers and reads what they write; a peer neither knows nor needs it.
 """
@@ -26,8 +26,8 @@ from p2pfl.node.tracefile import TRACE_FILE, TraceReader
 
 PEERS_FOLDER = "peers"
 PRELOADED = ["p2pfl.node.peer", "p2pfl.node.federation", "sklearn.datasets", "sklearn.metrics", "torch._dynamo"]
-"""Imported once, in the process that all peers are forked from. The last, which torch loads with its first optimiser, and
-scikit-learn take 1.5 s each, for each peer."""
+"""Imported once, in the process that all peers are forked from. The last, which torch loads with its first optimiser,
+and scikit-learn take 1.5 s each, for each peer."""
 HISTORY_BYTES = 64 << 20
 """What the copies of one peer's model for the consensus plot may take on disk."""
 STOP_SECONDS = 10.0
@@ -118,9 +118,7 @@ class Launcher:
             home.config.name: context.Process(target=run_process, args=(str(home.path), debug), name=home.config.name)
             for home in federation.homes
         }
-        self._readers = {
-            home.config.name: TraceReader(home.run_path / TRACE_FILE) for home in federation.homes
-        }
+        self._readers = {home.config.name: TraceReader(home.run_path / TRACE_FILE) for home in federation.homes}
 
     def start(self) -> None:
         """Start all peers."""
@@ -168,4 +166,3 @@ def run_process(home: str, debug: bool) -> None:
             raise
         print(f"{Path(home).name}: {error}", file=sys.stderr)  # noqa: T201 - the process's only word
         sys.exit(error.exit_code)
-

@@ -1,8 +1,8 @@
 """Links to neighbors: kept up, dialled again with growing pauses, and taken down as a whole.
 
-A link is up while our two outgoing lanes stand and the neighbor's Hello has come on its control lane. The peer with the
-smaller id dials; the other waits a little before it does too, since it may be the one that can. All reading goes on whatever the
-machine does, so a slow round never stalls a neighbor's writes.
+A link is up while our two outgoing lanes stand and the neighbor's Hello has come on its control lane. The peer with
+the smaller id dials; the other waits a little before it does too, since it may be the one that can. All reading goes
+on whatever the machine does, so a slow round never stalls a neighbor's writes.
 """
 
 import random

@@ -154,12 +154,16 @@ class Peer:
         }
         worker = LocalTraining(self.trainer, self.home.config.evaluate_every)
         driver = Driver(self.machine, self.transport, addresses, self.plan.charter, worker, hooks)
+        failed: P2pflError | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_stop_on_signal, driver)
             try:
                 await driver.run(self.home.config.listen)
-            finally:
-                nursery.cancel_scope.cancel()
+            except P2pflError as error:
+                failed = error  # raised outside the nursery, which would wrap it in a group
+            nursery.cancel_scope.cancel()
+        if failed is not None:
+            raise failed
 
     def _save(self, keeper: ModelKeeper) -> None:
         # `evaluate` has left the kept vector in the model.

@@ -22,6 +22,8 @@ def read_bytes(path: Path, what: str) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise InvalidConfig(f"{path}: {what} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # the path holds a NUL, which a file of settings can bring
+        raise InvalidConfig(f"{str(path)!r}: {what} cannot be read: no path for a file") from error
 
 
 def read_text(path: Path, what: str) -> str:

@@ -1,8 +1,9 @@
 """What a running peer needs of a network, and nothing more.
 
-A *lane* is a one-way, ordered byte stream to one authenticated peer. Each peer opens its own outgoing lanes, one for control
-messages and one for bulk, and keeps them; so a heartbeat never queues behind a model, and two peers that dial each other at
-once end with nothing to reconcile. `p2pfl.node.libp2p` implements this over libp2p, the tests over memory.
+A *lane* is a one-way, ordered byte stream to one authenticated peer. Each peer opens its own outgoing lanes, one for
+control messages and one for bulk, and keeps them; so a heartbeat never queues behind a model, and two peers that dial
+each other at once end with nothing to reconcile. `p2pfl.node.libp2p` implements this over libp2p, the tests over
+memory.
 """
 
 from collections.abc import Awaitable, Callable, Sequence

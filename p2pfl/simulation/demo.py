@@ -15,7 +15,7 @@ from typing import Protocol
 import tomlkit
 
 from p2pfl import __version__
-from p2pfl.core.errors import InvalidConfig, RoundFailed
+from p2pfl.core.errors import InvalidConfig, P2pflError, RoundFailed
 from p2pfl.core.trace import Entry
 from p2pfl.node.launcher import Launcher, LocalFederation, create_federation
 from p2pfl.node.store import write_atomic
@@ -56,7 +56,17 @@ def prepare_demo(path: Path, settings: DemoSettings) -> LocalFederation:
         raise InvalidConfig(f"{path}: is not empty; name another folder for this run")
     if not 2 <= settings.peers <= 128:
         raise InvalidConfig(f"--peers {settings.peers}: this machine can show 2 to 128 peers")
+    made = not path.exists()
     path.mkdir(parents=True, exist_ok=True)
+    try:
+        return _prepare(path, settings)
+    except P2pflError:
+        if made:
+            shutil.rmtree(path)
+        raise
+
+
+def _prepare(path: Path, settings: DemoSettings) -> LocalFederation:
     source = _bring_task(path, settings.task)
     terms = {
         "training": {

@@ -143,6 +143,11 @@ def test_what_is_not_toml_is_told_with_its_place(text: str) -> None:
     assert str(raised.value).isprintable()
 
 
+def test_what_is_nested_without_end_is_refused() -> None:
+    with pytest.raises(InvalidConfig, match=r"^x: nested too deeply"):
+        parse_toml("a = " + "[" * 100_000, "x")
+
+
 @pytest.mark.parametrize(
     ("change", "what"),
     [

@@ -31,7 +31,7 @@ from p2pfl.core.wire import (
 )
 
 CHARTER = bytes(range(32))
-LONGEST = Update(b"\xff" * 32, Round(MAX_ROUND), MAX_PAYLOAD_BYTES, math.nextafter(math.inf, 0))
+LONGEST = Update(b"\xff" * 32, Round(MAX_ROUND), MAX_PAYLOAD_BYTES, math.nextafter(math.inf, 0), True)
 
 charters = st.binary(min_size=32, max_size=32)
 rounds = st.integers(0, MAX_ROUND).map(Round)
@@ -40,7 +40,7 @@ messages = st.one_of(
     st.builds(Hello, charters, rounds),
     st.builds(Ping, charters, rounds),
     st.builds(Bye, charters, rounds),
-    st.builds(Update, charters, rounds, st.integers(0, MAX_PAYLOAD_BYTES), spreads),
+    st.builds(Update, charters, rounds, st.integers(0, MAX_PAYLOAD_BYTES), spreads, st.booleans()),
 )
 
 
@@ -76,13 +76,13 @@ def test_every_message_at_its_largest_fits(kind: type[Hello] | type[Ping] | type
 
 
 def test_the_bytes_of_a_header_are_pinned() -> None:
-    update = Update(CHARTER, Round(7), 4096, 0.5)
+    update = Update(CHARTER, Round(7), 4096, 0.5, True)
     assert encode_header(update).hex() == (
-        "0032"  # 50 bytes of header
-        "96" "01" "02"  # six fields: version, kind
+        "0033"  # 51 bytes of header
+        "97" "01" "02"  # seven fields: version, kind
         f"c420{CHARTER.hex()}"  # the charter's hash
         "07" "cd1000"  # round, length
-        "cb3fe0000000000000"  # spread
+        "cb3fe0000000000000" "c3"  # spread, complete
     )  # fmt: skip
     assert digest(b"abc") == hashlib.sha256(b"abc").digest()
 
@@ -97,7 +97,7 @@ def test_a_header_has_a_length_within_bounds() -> None:
             header_length(length.to_bytes(2, "big"))
 
 
-OK = (VERSION, Update.kind, CHARTER, 3, 8, 0.5)
+OK = (VERSION, Update.kind, CHARTER, 3, 8, 0.5, False)
 WRONG: dict[str, bytes] = {
     "nothing": b"",
     "reserved-byte": b"\xc1",
@@ -171,7 +171,7 @@ def test_what_is_no_header_is_malformed(header: bytes) -> None:
 
 
 def test_the_wrong_ones_are_wrong_in_one_place_only() -> None:
-    assert decode_header(packed(*OK)) == Update(CHARTER, Round(3), 8, 0.5)
+    assert decode_header(packed(*OK)) == Update(CHARTER, Round(3), 8, 0.5, False)
     assert decode_header(packed(VERSION, Hello.kind, CHARTER, 3)) == Hello(CHARTER, Round(3))
 
 

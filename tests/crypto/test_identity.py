@@ -43,7 +43,7 @@ RFC_8032 = {
         "fc51cd8e6218a1a38da47ed00230f0580816ed13ba3303ac5deb911548908025",
     ),
 }
-"""Secret and public keys of RFC 8032, section 7.1. Its signatures are of bare messages; `sign` always covers a domain."""
+"""Secret and public keys of RFC 8032, section 7.1. Its signatures are of bare messages; ours always cover a domain."""
 
 LIBP2P_PRIVATE = (
     "080112407e0830617c4a7de83925dfb2694556b12936c477a0e1feb2e148ec9da60fee7d"
@@ -317,7 +317,7 @@ def test_a_member_with_a_peer_id_that_is_none_is_named() -> None:
 
 
 def test_nobody_signs_for_another_or_for_a_stranger() -> None:
-    with pytest.raises(InvalidConfig, match="bee stands in the charter with peer id .*, but this key is"):
+    with pytest.raises(InvalidConfig, match=r"bee stands in the charter with peer id .*, but this key is"):
         sign_charter(charter(), "bee", IDENTITIES["ant"])
     with pytest.raises(InvalidConfig, match="dog is not a member of meadow; run `p2pfl charter join`"):
         sign_charter(charter(), "dog", IDENTITIES["ant"])

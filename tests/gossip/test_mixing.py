@@ -10,8 +10,7 @@ from p2pfl.core.errors import InvalidConfig
 from p2pfl.core.ids import PeerId
 from p2pfl.gossip.average import average
 from p2pfl.gossip.mixing import consensus_distance, metropolis_hastings, mix, spectral_gap, squared_distance
-from p2pfl.gossip.settle import Settling
-from p2pfl.gossip.topology import TOPOLOGIES, diameter, overlay
+from p2pfl.gossip.topology import TOPOLOGIES, overlay
 
 
 @settings(max_examples=60, deadline=None)
@@ -91,29 +90,3 @@ def test_the_weights_of_who_is_missing_or_not_finite_go_to_oneself() -> None:
     alone = average(own, {}, weights)
     np.testing.assert_array_equal(alone.vector, own)
     assert alone.spread == 0
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    name=st.sampled_from(sorted(TOPOLOGIES)),
-    n=st.integers(2, 20),
-    first=st.integers(0, 19),
-    spreads=st.lists(st.floats(0, 100), min_size=20, max_size=20),
-)
-def test_the_flood_brings_the_largest_spread_to_everyone_in_one_window(
-    name: str, n: int, first: int, spreads: list[float]
-) -> None:
-    graph = overlay(name, n, 0)
-    hops = diameter(graph)
-    peers = [Settling(hops) for _ in range(n)]
-    for window in range(2):
-        seen = [spreads[(first + window + i) % 20] for i in range(n)]
-        for step in range(hops + 1):
-            announced = [peer.announced for peer in peers]
-            later = [0.0] * n  # Spreads of later rounds must not enter an open window.
-            peers = [
-                peer.after_round(seen[i] if step == 0 else later[i], [announced[j] for j in graph.neighbors(i)])
-                for i, peer in enumerate(peers)
-            ]
-            verdicts = {peer.bound() for peer in peers}
-            assert verdicts == ({hops**2 * max(seen)} if step == hops else {None})

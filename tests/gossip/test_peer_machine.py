@@ -121,6 +121,23 @@ def test_killing_one_peer_leaves_the_rest_finishing_their_rounds() -> None:
     assert pump.now < charter.deadlines.round, "a dead link must not cost a deadline"
 
 
+def test_who_cannot_hear_all_members_stops_but_claims_no_agreement() -> None:
+    """A ring of six in two parts: each settles for itself, far from the other."""
+    charter = charter_for(6, SIZE, rounds=1, topology="ring")
+    pump = Pump(charter, initial_vectors(charter.roster()), keep)
+    roster = pump.roster
+    cut = ({roster[1], roster[2]}, {roster[4], roster[5]})
+    pump.drop = lambda sender, receiver, effect: {sender, receiver} in cut and isinstance(effect, SendBulk)
+    pump.start()
+    pump.run()
+    assert consensus_distance(np.stack([node.adopted[-1] for node in pump.nodes.values()])) > 0.1
+    for node in pump.nodes.values():
+        finished = node.events[-1]
+        assert isinstance(finished, PeerFinished)
+        assert (finished.outcome, finished.agreed) == ("done", False)
+        assert finished.round < 100, "it does not go on to the limit of settling rounds"
+
+
 def test_a_silent_neighbor_costs_one_deadline_and_its_weight_goes_to_oneself() -> None:
     charter = charter_for(4, SIZE, rounds=3, topology="ring", settle_rounds=0)
     start = initial_vectors(charter.roster())
@@ -138,17 +155,16 @@ def test_a_silent_neighbor_costs_one_deadline_and_its_weight_goes_to_oneself() -
 
 
 @pytest.mark.parametrize(
-    ("lost", "reason"), [({1}, "ahead, in round 2"), ({1, 2}, "ahead, in round 3")], ids=["seen-ahead", "after-a-deadline"]
+    ("lost", "reason"),
+    [({1}, "ahead, in round 2"), ({1, 2}, "ahead, in round 3")],
+    ids=["seen-ahead", "after-a-deadline"],
 )
 def test_a_neighbor_is_waited_for_again_once_it_keeps_step(lost: set[int], reason: str) -> None:
     charter = charter_for(3, SIZE, rounds=6, topology="complete", settle_rounds=0)
     pump = Pump(charter, initial_vectors(charter.roster()), keep)
     slow, other = pump.roster[0], pump.roster[1]
-    pump.drop = (
-        lambda sender, receiver, effect: sender == slow
-        and receiver == other
-        and isinstance(effect, SendBulk)
-        and effect.message.round in lost
+    pump.drop = lambda sender, receiver, effect: (
+        sender == slow and receiver == other and isinstance(effect, SendBulk) and effect.message.round in lost
     )
     pump.start()
     pump.run()
@@ -205,18 +221,20 @@ def waiting() -> tuple[Pump, PeerId, PeerId]:
 
 def test_a_model_of_another_shape_is_refused_before_it_is_allocated(waiting: tuple[Pump, PeerId, PeerId]) -> None:
     pump, me, other = waiting
-    verdict = offer(pump, me, other, Update(pump.charter.hash(), Round(0), 4 * SIZE + 4, 0.0))
+    verdict = offer(pump, me, other, Update(pump.charter.hash(), Round(0), 4 * SIZE + 4, 0.0, False))
     assert isinstance(verdict, Disconnect)
     assert isinstance(verdict.error, TooLarge)
     refused = [event for event in pump.nodes[me].events if isinstance(event, Refused)]
     assert refused == [Refused("m1", "sent a model of 34 values, the charter's has 33")]
 
 
-def test_a_wrong_charter_a_stranger_and_a_payload_out_of_place_are_dropped(waiting: tuple[Pump, PeerId, PeerId]) -> None:
+def test_a_wrong_charter_a_stranger_and_a_payload_out_of_place_are_dropped(
+    waiting: tuple[Pump, PeerId, PeerId],
+) -> None:
     pump, me, other = waiting
     ours, length = pump.charter.hash(), 4 * SIZE
-    wrong = offer(pump, me, other, Update(bytes(32), Round(0), length, 0.0))
-    stranger = offer(pump, me, PeerId("12D3"), Update(ours, Round(0), length, 0.0))
+    wrong = offer(pump, me, other, Update(bytes(32), Round(0), length, 0.0, False))
+    stranger = offer(pump, me, PeerId("12D3"), Update(ours, Round(0), length, 0.0, False))
     misplaced = offer(pump, me, other, Ping(ours, Round(0)))
     assert [type(verdict.error) for verdict in (wrong, stranger, misplaced) if isinstance(verdict, Disconnect)] == [
         WrongCharter,
@@ -230,7 +248,7 @@ def test_a_wrong_charter_a_stranger_and_a_payload_out_of_place_are_dropped(waiti
 def test_updates_out_of_time_are_skipped_and_kept_ones_are_bounded(waiting: tuple[Pump, PeerId, PeerId]) -> None:
     pump, me, other = waiting
     ours, payload = pump.charter.hash(), bytearray(4 * SIZE)
-    updates = [Update(ours, Round(r), 4 * SIZE, 0.0) for r in range(5)]
+    updates = [Update(ours, Round(r), 4 * SIZE, 0.0, False) for r in range(5)]
     # Rounds 1 and 2 are kept for later, 3 and above are too early; the same twice is refused.
     for update in updates[1:3]:
         assert offer(pump, me, other, update) == AcceptBulk()
@@ -246,7 +264,7 @@ def test_infinite_values_are_kept_out_of_the_average(waiting: tuple[Pump, PeerId
     own = pump.nodes[me].machine._vector
     good = np.full(SIZE, 2.0, np.float32)
     for sender, vector in ((other, np.full(SIZE, np.nan, np.float32)), (third, good)):
-        update = Update(pump.charter.hash(), Round(0), 4 * SIZE, 0.0)
+        update = Update(pump.charter.hash(), Round(0), 4 * SIZE, 0.0, False)
         assert offer(pump, me, sender, update) == AcceptBulk()
         pump.feed(me, BulkReceived(sender, update, bytearray(vector.tobytes())))
     pump.deliver()
@@ -263,7 +281,7 @@ def test_a_neighbor_that_left_is_not_waited_for(waiting: tuple[Pump, PeerId, Pee
         pump.feed(me, Received(leaver, Bye(pump.charter.hash(), Round(5))))
     assert not records(pump, me), "both still owe round 0"
     for sender in (other, third):
-        update = Update(pump.charter.hash(), Round(0), 4 * SIZE, 0.0)
+        update = Update(pump.charter.hash(), Round(0), 4 * SIZE, 0.0, False)
         pump.feed(me, BulkReceived(sender, update, bytearray(4 * SIZE)))
     pump.deliver()
     assert len(records(pump, me)) == 1
@@ -302,7 +320,7 @@ def test_no_input_from_a_peer_ever_raises(data: st.DataObject) -> None:
         st.builds(Hello, hashes, rounds),
         st.builds(Ping, hashes, rounds),
         st.builds(Bye, hashes, rounds),
-        st.builds(Update, hashes, rounds, st.sampled_from([0, 4, 8, 12]), st.floats(0, 1e300)),
+        st.builds(Update, hashes, rounds, st.sampled_from([0, 4, 8, 12]), st.floats(0, 1e300), st.booleans()),
     )
     for _ in range(data.draw(st.integers(1, 40))):
         target = data.draw(st.sampled_from(pump.roster))
@@ -312,7 +330,9 @@ def test_no_input_from_a_peer_ever_raises(data: st.DataObject) -> None:
             case "bulk":
                 sender, message = data.draw(peers), data.draw(messages)
                 if isinstance(offer(pump, target, sender, message), AcceptBulk):
-                    pump.feed(target, BulkReceived(sender, message, bytearray(data.draw(st.binary(min_size=8, max_size=8)))))
+                    pump.feed(
+                        target, BulkReceived(sender, message, bytearray(data.draw(st.binary(min_size=8, max_size=8))))
+                    )
             case "part":
                 pump.part(target, data.draw(peers))
             case "join":

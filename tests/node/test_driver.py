@@ -48,7 +48,7 @@ class Running:
         return Driver(
             PeerMachine(plan, self.initial[peer]),
             MemoryTransport(self.network, peer),
-            {other: ("memory",) for other in plan.weights},
+            dict.fromkeys(plan.weights, ("memory",)),
             charter or self.charter.hash(),
             worker,  # type: ignore[arg-type]
             hooks,
@@ -123,7 +123,7 @@ def test_a_peer_under_another_charter_is_refused_and_the_rest_go_on() -> None:
     running.drivers[stray] = Driver(
         PeerMachine(other, running.initial[stray]),
         MemoryTransport(running.network, stray),
-        {peer: ("memory",) for peer in plan.weights},
+        dict.fromkeys(plan.weights, ("memory",)),
         bytes(32),
         AddOne(),
         Hooks(running.events[stray].append, lambda round, vector: None),

@@ -115,6 +115,4 @@ def test_peers_under_different_charters_refuse_each_other_and_say_why() -> None:
         refused = [event for event in network.events[peer] if isinstance(event, Refused)]
         assert refused
         assert refused[0].reason.startswith("sent a message under charter 000000000000, ours is ")
-        assert all(
-            event.absent == {"m2": "no link"} for event in network.events[peer] if isinstance(event, RoundEnded)
-        )
+        assert all(event.absent == {"m2": "no link"} for event in network.events[peer] if isinstance(event, RoundEnded))

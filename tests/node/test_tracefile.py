@@ -1,0 +1,81 @@
+"""Traces on disk: a reader that follows sees whole lines, each once."""
+
+from pathlib import Path
+
+import pytest
+
+from p2pfl.core.errors import InvalidConfig, Malformed
+from p2pfl.core.trace import Entry, Note, PeerFinished, encode_entry
+from p2pfl.node.tracefile import TRACE_FILE, TraceReader, TraceWriter, read_trace
+
+
+def notes(entries: list[Entry]) -> list[str]:
+    return [entry.event.text for entry in entries if isinstance(entry.event, Note)]
+
+
+def test_what_is_written_is_read_with_the_bytes_so_far(tmp_path: Path) -> None:
+    path = tmp_path / "run" / TRACE_FILE
+    traffic = iter([(0, 0), (10, 20)])
+    writer = TraceWriter(path, lambda: next(traffic))
+    writer.write(Note("Größe\n\u2028"))
+    writer.write(PeerFinished("done", 3, agreed=True))
+    entries = read_trace(path)  # before it is closed: a line is there once it is written
+    writer.close()
+    assert [entry.event for entry in entries] == [Note("Größe\n\u2028"), PeerFinished("done", 3, agreed=True)]
+    assert [(entry.bytes_in, entry.bytes_out) for entry in entries] == [(0, 0), (10, 20)]
+    assert 1.7e9 < entries[0].at <= entries[1].at
+
+
+def test_a_second_run_goes_on_behind_the_first(tmp_path: Path) -> None:
+    path = tmp_path / TRACE_FILE
+    for text in ("first", "second"):
+        skipping = TraceReader(path, skip=True)
+        writer = TraceWriter(path, lambda: (0, 0))
+        writer.write(Note(text))
+        writer.close()
+        assert notes(list(skipping.read_new())) == [text]
+    assert notes(read_trace(path)) == ["first", "second"]
+
+
+def test_a_follower_waits_for_the_file_and_for_the_end_of_a_line(tmp_path: Path) -> None:
+    path = tmp_path / TRACE_FILE
+    reader = TraceReader(path)
+    assert list(reader.read_new()) == []
+    lines = [encode_entry(Entry(1.0, 0, 0, Note(f"number {number}"))) + "\n" for number in range(3)]
+    seen: list[str] = []
+    with path.open("w", buffering=1) as file:
+        for character in "".join(lines):
+            file.write(character)
+            file.flush()
+            new = notes(list(reader.read_new()))
+            assert bool(new) == (character == "\n")
+            seen += new
+    assert seen == ["number 0", "number 1", "number 2"]
+    assert list(reader.read_new()) == []
+
+
+def test_a_half_line_does_not_hide_the_whole_ones_before_it(tmp_path: Path) -> None:
+    path = tmp_path / TRACE_FILE
+    line = encode_entry(Entry(1.0, 0, 0, Note("whole"))) + "\n"
+    path.write_text(line * 2 + line[:20])
+    assert notes(read_trace(path)) == ["whole", "whole"]
+
+
+@pytest.mark.parametrize("content", [b"hello\n", b"\xff\xfe\n", b"\n", b"{}\n", b"\x00\n"])
+def test_a_line_that_is_none_is_malformed_and_the_next_one_is_read(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / TRACE_FILE
+    path.write_bytes(content + encode_entry(Entry(1.0, 0, 0, Note("behind"))).encode() + b"\n")
+    with pytest.raises(Malformed):
+        read_trace(path)
+    reader = TraceReader(path)
+    with pytest.raises(Malformed):
+        list(reader.read_new())
+    assert notes(list(reader.read_new())) == ["behind"]
+
+
+def test_a_trace_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InvalidConfig, match="there is no trace; name the folder of a run"):
+        read_trace(tmp_path / TRACE_FILE)
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(InvalidConfig, match="the trace cannot be written"):
+        TraceWriter(tmp_path / "file" / TRACE_FILE, lambda: (0, 0))

@@ -1,0 +1,435 @@
+"""The commands as a person types them: what they say, what they end with, and one line for whatever is wrong."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from p2pfl import __version__, cli
+from p2pfl.core.config import PeerConfig
+from p2pfl.core.errors import InvalidConfig
+from p2pfl.core.trace import PeerFinished
+from p2pfl.node.federation import INITIAL_FILE, load_charter, open_home
+from p2pfl.node.launcher import free_ports
+from p2pfl.node.tracefile import TRACE_FILE, read_trace
+from tests.node.homes import NAMES, OWN_TASK, Folders, make_folders
+
+COMMANDS = [
+    [],
+    ["init"],
+    ["charter"],
+    *(["charter", name] for name in ("new", "join", "sign", "show", "check")),
+    *([name] for name in ("peer", "demo", "report", "evaluate", "predict", "export")),
+]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    error: str
+
+    def line(self) -> str:
+        """Return the one line that a failed command leaves, without its beginning."""
+        assert self.error.startswith("error: ")
+        assert self.error.endswith("\n")
+        assert len(self.error.splitlines()) == 1, self.error
+        assert "Traceback" not in self.out + self.error
+        return self.error.removeprefix("error: ").rstrip("\n")
+
+
+class Commands:
+    """Runs commands in this process."""
+
+    def __init__(self, captured: pytest.CaptureFixture[str]) -> None:
+        self._captured = captured
+
+    def __call__(self, *arguments: str | Path) -> Ended:
+        with pytest.raises(SystemExit) as raised:
+            cli.main([str(argument) for argument in arguments])
+        out, error = self._captured.readouterr()
+        assert isinstance(raised.value.code, int)
+        return Ended(raised.value.code, out, error)
+
+    def well(self, *arguments: str | Path) -> str:
+        """Run a command that succeeds; return what it says."""
+        ended = self(*arguments)
+        assert (ended.code, ended.error) == (0, "")
+        return ended.out
+
+    def fault(self, *arguments: str | Path, code: int = 2) -> str:
+        """Run a command that fails; return its line."""
+        ended = self(*arguments)
+        assert ended.code == code
+        return ended.line()
+
+
+@pytest.fixture
+def p2pfl(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Commands:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    return Commands(capsys)
+
+
+@pytest.fixture(scope="module")
+def _made(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    return make_folders(tmp_path_factory.mktemp("cli") / "f", OWN_TASK)
+
+
+@pytest.fixture
+def own(_made: Folders, tmp_path: Path) -> Folders:
+    return _made.copy_to(tmp_path / "f")
+
+
+def process(*arguments: str | Path, folder: Path) -> Ended:
+    """Run a command in a process of its own."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "p2pfl.cli", *map(str, arguments)],
+        cwd=folder, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    return Ended(ended.returncode, ended.stdout, ended.stderr)
+
+
+# What needs no federation
+
+
+def test_the_version_is_the_packages(p2pfl: Commands) -> None:
+    assert p2pfl.well("--version") == f"p2pfl {__version__}\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_explains_itself_and_says_what_comes_next(p2pfl: Commands, command: list[str]) -> None:
+    text = " ".join(p2pfl.well(*command, "--help").split())
+    assert f"Usage: p2pfl {' '.join(command)}".rstrip() in text
+    match command:
+        case []:
+            for word in ("p2pfl demo", "p2pfl init", "charter new | join | sign | show | check", "--debug"):
+                assert word in text
+        case ["charter"]:
+            assert "what all members agree on before round 0" in text
+        case _:
+            assert "Next" in text
+
+
+def test_the_list_of_commands_here_is_whole_and_all_are_described() -> None:
+    seen: list[list[str]] = []
+
+    def walk(command: object, words: list[str]) -> None:
+        seen.append(words)
+        assert getattr(command, "help", None), words
+        for parameter in getattr(command, "params", []):
+            assert parameter.help or parameter.name == "help", (words, parameter.name)
+        for name, inner in getattr(command, "commands", {}).items():
+            walk(inner, [*words, name])
+
+    walk(typer.main.get_command(cli.app), [])
+    assert sorted(seen) == sorted(COMMANDS)
+
+
+@pytest.mark.parametrize("command", [[], ["charter"]], ids=["p2pfl", "charter"])
+def test_without_a_command_the_help_is_all_there_is(p2pfl: Commands, command: list[str]) -> None:
+    ended = p2pfl(*command)
+    assert ended.code == 2
+    assert ended.error == ""
+    assert "--help" in ended.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ("bogus", "No such command 'bogus'; see p2pfl --help"),
+        ("charter bogus", "No such command 'bogus'; see p2pfl charter --help"),
+        ("--bogus", "No such option: --bogus; see p2pfl --help"),
+        ("peer --bogus", "No such option: --bogus; see p2pfl peer --help"),
+        ("charter new x --bogus 5", "No such option: --bogus"),
+        ("peer --config", "Option '--config' requires an argument; see p2pfl peer --help"),
+        ("init", "Missing argument 'name'; see p2pfl init --help"),
+        ("init a b", "Got unexpected extra argument(s) (b); see p2pfl init --help"),
+        ("init ../x", "p2pfl init: name: '../x' is no name: up to 63 letters, digits, '.', '_' and '-', "),
+        ("init ant --listen here", "p2pfl init: 'here' is not an address; write /ip4/192.0.2.1/tcp/4001 or "),
+        ("init ant --announce /ip4/1.2.3.4/udp/5", "p2pfl init: '/ip4/1.2.3.4/udp/5' is not a TCP address; write "),
+        ("charter new x --rounds many", "Invalid value for '--rounds': "),
+        ("charter new x --rounds -1", "draft: training.rounds: input should be greater than or equal to 0, got -1"),
+        ("charter new x --topology star", "draft: averaging.topology: input should be 'exponential', "),
+        ("charter new x --name a/b", "draft: name: 'a/b' is no name: "),
+        ("charter new x --task faces", "unknown task 'faces'; use one of breast-cancer, digits, or your own as "),
+        ("charter new x --task gone.py:Task", "task 'gone.py:Task': there is no file "),
+        ("charter show", "charter.toml: the charter cannot be read: No such file or directory"),
+        ("charter check gone.toml", "gone.toml: the charter cannot be read: No such file or directory"),
+        ("charter sign", "peer.toml: this peer's settings cannot be read: No such file or directory"),
+        ("peer", "peer.toml: this peer's settings cannot be read: No such file or directory"),
+        ("peer --config /", "/peer.toml: this peer's settings cannot be read: No such file or directory"),
+        ("demo --peers 1", "--peers 1: this machine can show 2 to 128 peers"),
+    ],
+)
+def test_a_wrong_command_is_told_in_one_line(p2pfl: Commands, arguments: str, line: str) -> None:
+    assert p2pfl.fault(*arguments.split()).startswith(line)
+
+
+@pytest.mark.parametrize("command", ["report", "evaluate", "export", "predict"])
+def test_a_run_that_is_none_is_told_in_one_line(p2pfl: Commands, command: str, tmp_path: Path) -> None:
+    more = {"export": ["out"], "predict": ["in.csv"]}.get(command, [])
+    for run in (tmp_path / "gone", tmp_path):
+        assert str(run) in p2pfl.fault(command, run, *more)
+    assert list(tmp_path.iterdir()) == []
+
+
+# The way to a charter in force
+
+
+def test_the_way_from_init_to_a_charter_in_force(p2pfl: Commands, tmp_path: Path) -> None:
+    for port, name in enumerate(NAMES, 4001):
+        said = p2pfl.well("init", name, "--announce", f"/dns4/{name}.net/tcp/{port}", "--folder", "homes")
+        home = open_home(tmp_path / "homes" / name)
+        assert said.startswith(f"{name} is {home.identity().peer_id}\n")
+        assert "next: p2pfl charter join" in said
+    assert p2pfl.fault("init", "ant", "--folder", "homes").endswith("exists already; choose another name")
+
+    said = p2pfl.well("charter", "new", "agreed", "--name", "meadow", "--rounds", "3", "--topology", "ring")
+    assert "agreed/charter.toml: a draft of meadow: digits, 4810 parameters, no members yet\n" in said
+    assert "next: every member runs p2pfl charter join agreed/charter.toml" in said
+    assert p2pfl.fault("charter", "new", "agreed").endswith("exists already; name another folder")
+    draft = "agreed/charter.toml"
+    assert p2pfl.fault("charter", "check", draft).endswith("not in force: 1 thing missing or wrong")
+
+    for name in NAMES:
+        said = p2pfl.well("charter", "join", draft, "--config", f"homes/{name}")
+        assert f"{draft}: {name} has joined; members: {', '.join(NAMES[: NAMES.index(name) + 1])}\n" in said
+        assert "next: when all have joined" in said
+    for name in NAMES[:2]:
+        said = p2pfl.well("charter", "sign", draft, "--config", f"homes/{name}/peer.toml")
+        assert f"{name} has signed" in said
+        assert "missing: " in said
+        assert "cat.example has not signed" in said
+
+    ended = p2pfl("charter", "check", draft)
+    assert ended.code == 2
+    assert ended.out == "- cat.example has not signed\n"
+    assert ended.line() == f"{draft}: not in force: 1 thing missing or wrong"
+    fault = p2pfl.fault("peer", "--config", "homes/ant")
+    assert fault.endswith("not in force: cat.example has not signed; `p2pfl charter check` lists what is missing")
+
+    said = p2pfl.well("charter", "sign", draft, "--config", "homes/cat.example")
+    assert "all 3 members have signed: the charter is in force" in said
+    assert "next: everyone takes" in said
+    charter = load_charter(tmp_path / draft)
+    in_force = f"{draft}: in force: meadow, 3 members, {charter.hash().hex()[:16]}\n"
+    assert p2pfl.well("charter", "check", draft) == in_force
+
+    shown = p2pfl.well("charter", "show", draft)
+    for words in (
+        charter.hash().hex(),
+        "3 rounds of d-psgd",
+        "UNMASKED",
+        "ring: 2 neighbors each",
+        "state     in force",
+    ):
+        assert words in shown
+    for member in charter.members:
+        assert f"{member.name}  {member.peer_id}  {member.addresses[0]}  signed" in shown
+
+    assert "sign again" not in p2pfl.well("charter", "join", draft, "--config", "homes/bee"), "nothing has changed"
+    settings = Path("homes/bee/peer.toml")
+    settings.write_text(settings.read_text().replace("/tcp/", "/tcp/1"))
+    said = p2pfl.well("charter", "join", draft, "--config", "homes/bee")
+    assert "the signatures of ant, bee, cat.example were for the draft as it was; they must sign again" in said
+    assert "state     not in force: ant has not signed; " in p2pfl.well("charter", "show", draft)
+
+
+def test_joining_without_an_address_says_where_to_write_one(p2pfl: Commands) -> None:
+    said = p2pfl.well("init", "ant")
+    assert 'ant/peer.toml: announce = ["/dns4/YOUR-HOST/tcp/4001"]' in said
+    p2pfl.well("charter", "new", "agreed")
+    assert "announce: empty; write where the others reach this peer" in p2pfl.fault(
+        "charter", "join", "agreed/charter.toml", "--config", "ant"
+    )
+
+
+# What stops a peer
+
+
+def peer_fault(p2pfl: Commands, own: Folders) -> str:
+    """Return what keeps the peer from running, which keeps the charter from being checked and signed again too."""
+    line = p2pfl.fault("peer", "--config", own.homes["ant"].path).replace("/ant/..", "")
+    ended = p2pfl("charter", "check", own.charter_path)
+    assert ended.code == 2
+    assert f"- {line}\n" in ended.out
+    assert p2pfl.fault("charter", "sign", own.charter_path, "-c", own.homes["ant"].path) == f"not signed: {line}"
+    return line
+
+
+def test_a_task_that_was_edited_is_told(p2pfl: Commands, own: Folders) -> None:
+    own.task_path.write_text("print('executed')")
+    assert peer_fault(p2pfl, own).startswith("größe.py has SHA-256 ")
+
+
+def test_a_missing_task_and_a_missing_model_are_told(p2pfl: Commands, own: Folders) -> None:
+    content = own.task_path.read_bytes()
+    own.task_path.unlink()
+    assert "there is no file" in peer_fault(p2pfl, own)
+    own.task_path.write_bytes(content)
+    (own.path / INITIAL_FILE).unlink()
+    assert "the initial model cannot be read" in peer_fault(p2pfl, own)
+
+
+def test_a_task_that_raises_is_told(p2pfl: Commands, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("import p2pfl\n\nraise ValueError('first\\nsecond')\n")
+    line = p2pfl.fault("charter", "new", ".", "--task", "mine.py:Mine")
+    assert line == "mine.py:3: ValueError: first second; correct the file"
+    assert not (tmp_path / "charter.toml").exists()
+
+
+def test_an_unknown_setting_is_told_with_those_that_are_known(p2pfl: Commands, own: Folders) -> None:
+    path = own.homes["ant"].path / "peer.toml"
+    good = path.read_text()
+    path.write_text(good.replace("seed = 0", "sede = 0"))
+    for command in (["peer"], ["charter", "join", own.charter_path], ["charter", "sign", own.charter_path]):
+        line = p2pfl.fault(*command, "--config", path)
+        assert line.startswith(f"{path}: sede: unknown setting; the known ones here are name, charter, identity, run, ")
+    path.write_text(good.replace("seed = 0", 'seed = "0"'))
+    assert p2pfl.fault("peer", "--config", path) == f"{path}: seed: input should be a valid integer, got '0'"
+    path.write_text(good)
+
+    charter = own.charter_path.read_text()
+    own.charter_path.write_text(charter.replace("local_steps", "local_stpes"))
+    for command in (
+        ["peer", "-c", path],
+        ["charter", "show", own.charter_path],
+        ["charter", "check", own.charter_path],
+    ):
+        line = p2pfl.fault(*command)
+        assert (
+            "charter.toml: training.local_stpes: unknown setting; the known ones here are algorithm, rounds, " in line
+        )
+    own.charter_path.write_text(charter.replace("rounds = 2", "rounds = 2.5"))
+    assert "training.rounds: input should be a valid integer, got 2.5" in p2pfl.fault("peer", "-c", path)
+    own.charter_path.write_text("name = ")
+    assert "not TOML: " in p2pfl.fault("peer", "-c", path)
+
+
+def test_a_key_that_others_may_read_is_told(p2pfl: Commands, own: Folders) -> None:
+    path = own.homes["ant"].path / "identity.pem"
+    path.chmod(0o644)
+    line = p2pfl.fault("peer", "-c", own.homes["ant"].path)
+    assert line == f"{path}: others may read this private key; run `chmod 600 {path}`"
+
+
+def test_another_members_key_is_told(p2pfl: Commands, own: Folders) -> None:
+    ant, bee = (own.homes[name].path / "identity.pem" for name in ("ant", "bee"))
+    ant.write_bytes(bee.read_bytes())
+    assert "ant has peer id 12D3" in p2pfl.fault("peer", "-c", ant.parent)
+
+
+# The last line of defence
+
+
+def test_a_fault_of_our_own_is_one_line_and_with_debug_a_traceback(
+    p2pfl: Commands, own: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("first\nsecond")
+
+    monkeypatch.setattr("p2pfl.node.federation.load_charter", broken)
+    line = p2pfl.fault("charter", "show", own.charter_path, code=1)
+    assert line == "a fault in p2pfl: RuntimeError: first second; run again with --debug and report it"
+    with pytest.raises(RuntimeError):
+        cli.main(["charter", "show", str(own.charter_path), "--debug"])
+    with pytest.raises(InvalidConfig):
+        cli.main(["peer", "--debug", "--config", str(own.path)])
+
+
+@pytest.mark.parametrize(("raised", "code"), [(KeyboardInterrupt(), 130), (PermissionError(13, "no", "/x"), 1)])
+def test_an_interrupt_and_the_systems_errors_have_their_codes(
+    p2pfl: Commands, monkeypatch: pytest.MonkeyPatch, raised: BaseException, code: int
+) -> None:
+    def broken(*_: object) -> None:
+        raise raised
+
+    monkeypatch.setattr("p2pfl.node.federation.load_charter", broken)
+    ended = p2pfl("charter", "show")
+    assert ended.code == code
+    assert ended.error == ("stopped\n" if code == 130 else "error: /x: no\n")
+
+
+# In processes of their own
+
+
+@pytest.mark.slow
+def test_help_loads_neither_torch_nor_libp2p(tmp_path: Path) -> None:
+    program = """
+import sys, p2pfl.cli
+try:
+    p2pfl.cli.main(["--help"])
+except SystemExit as end:
+    assert end.code == 0
+heavy = {"torch", "libp2p", "trio", "numpy", "pandas", "sklearn", "matplotlib", "pydantic"} & set(sys.modules)
+sys.exit(f"loaded {heavy}" if heavy else 0)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.slow
+def test_a_process_ends_with_the_same_codes_and_lines(tmp_path: Path, own: Folders) -> None:
+    assert process("--version", folder=tmp_path) == Ended(0, f"p2pfl {__version__}\n", "")
+    assert process("bogus", folder=tmp_path) == Ended(2, "", "error: No such command 'bogus'; see p2pfl --help\n")
+    own.task_path.write_text("")
+    ended = process("charter", "check", own.charter_path, folder=tmp_path)
+    assert ended.code == 2
+    assert "SHA-256" in ended.out
+    assert ended.line().endswith("not in force: 1 thing missing or wrong")
+
+
+@pytest.mark.slow
+def test_a_port_in_use_is_told(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    folders = make_folders(tmp_path / "f", OWN_TASK, port)
+    with socket.create_server(("127.0.0.1", port)):
+        ended = process("peer", "--config", folders.homes["ant"].path, folder=tmp_path)
+    assert ended.code == 1
+    assert f"/ip4/127.0.0.1/tcp/{port}" in ended.line()
+
+
+@pytest.mark.slow
+def test_a_peer_whose_neighbors_do_not_come_fails_with_their_names(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    folders = make_folders(tmp_path / "f", OWN_TASK, port)
+    text = folders.charter_path.read_text()
+    folders.charter_path.write_text(text.replace("start = 300.0", "start = 0.5"))
+    folders.sign()
+    ended = process("peer", "--config", folders.homes["ant"].path, folder=tmp_path)
+    assert ended.code == 1
+    assert "bee, cat.example" in ended.line()
+    finished = read_trace(folders.homes["ant"].run_path / TRACE_FILE)[-1].event
+    assert finished == PeerFinished("failed", 0, agreed=False, reason=ended.line())
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_a_peer_waits_ends_it_in_one_line_at_most(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    folders = make_folders(tmp_path / "f", OWN_TASK, port)
+    waiting = subprocess.Popen(
+        [sys.executable, "-u", "-m", "p2pfl.cli", "peer", "--config", str(folders.homes["ant"].path)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    trace = folders.homes["ant"].run_path / TRACE_FILE
+    assert waiting.stdout is not None
+    while '"linking"' not in (trace.read_text() if trace.exists() else ""):
+        assert waiting.stdout.readline(), "it ended before it waited"
+    waiting.send_signal(signal.SIGINT)
+    out, error = waiting.communicate(timeout=30)
+    assert "Traceback" not in out + error
+    assert len(error.splitlines()) <= 1
+
+
+def test_the_defaults_that_help_shows_are_the_settings_own() -> None:
+    assert PeerConfig(name="x").listen == ("/ip4/0.0.0.0/tcp/4001",)
