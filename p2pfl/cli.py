@@ -71,22 +71,36 @@ def init(
         typer.Option(help="Where the others reach it, e.g. /dns4/peer.bank-a.example/tcp/4001. Repeatable."),
     ] = None,
     folder: Annotated[Path, typer.Option(help="Where to make the member's folder.")] = Path(),
+    passphrase: Annotated[
+        bool, typer.Option("--passphrase", help="Put the key under a passphrase, and ask for it.")
+    ] = False,
+    passphrase_file: Annotated[
+        Path | None, typer.Option(help="Put the key under the passphrase in this file (mode 0600).")
+    ] = None,
 ) -> None:
-    """Make a member's folder: its identity key (mode 0600) and its peer.toml."""
+    """Make a member's folder: its identity key (mode 0600, if wanted under a passphrase) and its peer.toml."""
     from p2pfl.core.config import PeerConfig
     from p2pfl.core.settings import validate
     from p2pfl.node.federation import CONFIG_FILE, check_address, create_home
+    from p2pfl.node.store import ask_passphrase
 
     values: dict[str, Any] = {"name": name}
     if listen:
         values["listen"] = listen
     if announce:
         values["announce"] = announce
+    if passphrase_file is not None:
+        values["passphrase_file"] = str(passphrase_file.resolve())
     config = validate(PeerConfig, values, "p2pfl init")
     for address in (*config.listen, *config.announce):
         check_address(address, "p2pfl init")
-    home = create_home(folder / name, config)
-    _say(f"{name} is {home.identity().peer_id}")
+    secret: bytes | None = None
+    if passphrase_file is not None:
+        secret = ask_passphrase(passphrase_file, folder / name)
+    elif passphrase:
+        secret = str(typer.prompt("passphrase", hide_input=True, confirmation_prompt=True)).encode()
+    home, identity = create_home(folder / name, config, secret)
+    _say(f"{name} is {identity.peer_id}")
     _say(
         f"its key and settings are in {home.path}{'' if announce else '; write into'}",
     )

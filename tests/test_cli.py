@@ -244,6 +244,19 @@ def test_the_way_from_init_to_a_charter_in_force(p2pfl: Commands, tmp_path: Path
     assert "state     not in force: ant has not signed; " in p2pfl.well("charter", "show", draft)
 
 
+def test_a_key_under_a_passphrase_serves_the_commands(p2pfl: Commands, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("open sesame\n")
+    secret.chmod(0o600)
+    p2pfl.well("init", "ant", "--announce", "/ip4/127.0.0.1/tcp/4001", "--passphrase-file", secret)
+    assert b"UNDER PASSPHRASE" in Path("ant/identity.pem").read_bytes()
+    p2pfl.well("charter", "new", "agreed", "--task", "digits")
+    assert "ant has joined" in p2pfl.well("charter", "join", "agreed/charter.toml", "--config", "ant")
+    secret.write_text("open barley\n")
+    line = p2pfl.fault("charter", "sign", "agreed/charter.toml", "--config", "ant")
+    assert line == "ant/identity.pem: the passphrase is wrong, or the file is damaged"
+
+
 def test_joining_without_an_address_says_where_to_write_one(p2pfl: Commands) -> None:
     said = p2pfl.well("init", "ant")
     assert 'ant/peer.toml: announce = ["/dns4/YOUR-HOST/tcp/4001"]' in said
@@ -293,7 +306,7 @@ def test_an_unknown_setting_is_told_with_those_that_are_known(p2pfl: Commands, o
     path.write_text(good.replace("seed = 0", "sede = 0"))
     for command in (["peer"], ["charter", "join", own.charter_path], ["charter", "sign", own.charter_path]):
         line = p2pfl.fault(*command, "--config", path)
-        assert line.startswith(f"{path}: sede: unknown setting; the known ones here are name, charter, identity, run, ")
+        assert line.startswith(f"{path}: sede: unknown setting; the known ones here are name, charter, identity, passphrase_file, run, ")
     path.write_text(good.replace("seed = 0", 'seed = "0"'))
     assert p2pfl.fault("peer", "--config", path) == f"{path}: seed: input should be a valid integer, got '0'"
     path.write_text(good)

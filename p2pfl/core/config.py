@@ -12,17 +12,23 @@ class PeerConfig(Settings):
     """One peer's own settings.
 
     Attributes:
-        name: this member's name in the charter. charter: the charter's file. identity: the file of the private key.
-        run: the folder for this peer's trace and model. listen: multiaddresses to bind. announce: multiaddresses that
-        others reach this peer at; `charter join` writes them into the draft. seed: draws the order of the training
-        examples. evaluate_every: rounds between evaluations on the held-out data. history_every: rounds between
-        copies of the model in `history.f32`, for drawing the consensus distance; 0 for none. data: handed to the task
-        as it is.
+        name: this member's name in the charter.
+        charter: the charter's file.
+        identity: the file of the private key.
+        passphrase_file: the file of the key's passphrase; if empty, the environment or the terminal is asked.
+        run: the folder for this peer's trace and model.
+        listen: multiaddresses to bind.
+        announce: multiaddresses that others reach this peer at; `charter join` writes them into the draft.
+        seed: draws the order of the training examples.
+        evaluate_every: rounds between evaluations on the held-out data.
+        history_every: rounds between copies of the model in `history.f32`, for drawing the consensus distance; 0: none.
+        data: handed to the task as it is.
     """
 
     name: str
     charter: str = "charter.toml"
     identity: str = "identity.pem"
+    passphrase_file: str = ""
     run: str = "run"
     listen: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = ("/ip4/0.0.0.0/tcp/4001",)
     announce: Annotated[tuple[str, ...], Field(strict=False)] = ()

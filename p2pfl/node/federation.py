@@ -21,7 +21,7 @@ from p2pfl.core.settings import parse_toml, validate
 from p2pfl.crypto.identity import Identity, charter_faults, public_key
 from p2pfl.learning.task import LoadedTask, load_task, make_model
 from p2pfl.learning.vector import assign, initial, layout, load_model, save_model
-from p2pfl.node.store import create_identity, load_identity, read_text, sha256_of, write_atomic
+from p2pfl.node.store import ask_passphrase, create_identity, load_identity, read_text, sha256_of, write_atomic
 
 CONFIG_FILE, CHARTER_FILE, INITIAL_FILE = "peer.toml", "charter.toml", "initial.safetensors"
 MODEL_FILE, HISTORY_FILE = "model.safetensors", "history.f32"
@@ -55,7 +55,9 @@ class Home:
         Raises:
             InvalidConfig: see `p2pfl.node.store.load_identity`.
         """
-        return load_identity(self.path / self.config.identity)
+        path = self.path / self.config.identity
+        file = self.path / self.config.passphrase_file if self.config.passphrase_file else None
+        return load_identity(path, lambda: ask_passphrase(file, path))
 
 
 def open_home(config_path: Path) -> Home:
@@ -73,8 +75,8 @@ def open_home(config_path: Path) -> Home:
     return Home(config_path.parent, config, config_path.name)
 
 
-def create_home(path: Path, config: PeerConfig) -> Home:
-    """Make a member's folder with a fresh key and its `peer.toml`.
+def create_home(path: Path, config: PeerConfig, passphrase: bytes | None = None) -> tuple[Home, Identity]:
+    """Make a member's folder with a fresh key, under a passphrase if one is given, and its `peer.toml`.
 
     Raises:
         InvalidConfig: there is one already.
@@ -82,9 +84,9 @@ def create_home(path: Path, config: PeerConfig) -> Home:
     if (path / CONFIG_FILE).exists():
         raise InvalidConfig(f"{path / CONFIG_FILE}: exists already; choose another name")
     path.mkdir(parents=True, exist_ok=True)
-    create_identity(path / config.identity)
+    identity = create_identity(path / config.identity, passphrase)
     write_atomic(path / CONFIG_FILE, render_config(config).encode())
-    return Home(path, config)
+    return Home(path, config), identity
 
 
 def remember_charter(home: Home, charter: Path) -> bool:

@@ -72,7 +72,7 @@ def create_federation(
             history_every=history_every,
             data=dict(table),
         )
-        homes.append(create_home(path / PEERS_FOLDER / config.name, config))
+        homes.append(create_home(path / PEERS_FOLDER / config.name, config)[0])
     for home in homes:
         member = Member(name=home.config.name, peer_id=home.identity().peer_id, addresses=home.config.announce)
         charter = join_charter(charter, member)

@@ -1,15 +1,19 @@
 """Files: read with errors a person can act on, written whole or not at all, keys for their owner's eyes only."""
 
+import getpass
 import hashlib
 import os
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from p2pfl.core.errors import InvalidConfig
 from p2pfl.crypto.identity import SEED_BYTES, Identity
+from p2pfl.crypto.keyfile import ENTROPY_BYTES, is_sealed, open_identity, seal_identity
 
 KEY_MODE = 0o600
+PASSPHRASE_VARIABLE = "P2PFL_PASSPHRASE"  # noqa: S105 - the name of a variable
 
 
 def read_bytes(path: Path, what: str) -> bytes:
@@ -79,8 +83,10 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def create_identity(path: Path, entropy: Callable[[int], bytes] = os.urandom) -> Identity:
-    """Make a key and write it for its owner only.
+def create_identity(
+    path: Path, passphrase: bytes | None = None, entropy: Callable[[int], bytes] = os.urandom
+) -> Identity:
+    """Make a key and write it for its owner only, under a passphrase if one is given.
 
     Raises:
         InvalidConfig: there is a file already; keys are never overwritten.
@@ -88,17 +94,43 @@ def create_identity(path: Path, entropy: Callable[[int], bytes] = os.urandom) ->
     if path.exists():
         raise InvalidConfig(f"{path}: exists already; a key is never overwritten, choose another name")
     identity = Identity(entropy(SEED_BYTES))
-    write_atomic(path, identity.to_pem(), KEY_MODE)
+    sealed = None if passphrase is None else seal_identity(identity, passphrase, entropy(ENTROPY_BYTES))
+    write_atomic(path, identity.to_pem() if sealed is None else sealed, KEY_MODE)
     return identity
 
 
-def load_identity(path: Path) -> Identity:
+def load_identity(path: Path, passphrase: Callable[[], bytes]) -> Identity:
     """Read a key that `create_identity` wrote.
 
+    Args:
+        path: the key's file.
+        passphrase: asked only if the key is under one.
+
     Raises:
-        InvalidConfig: it is missing, is something else, or others may read it.
+        InvalidConfig: it is missing, is something else, others may read it, or the passphrase is wrong.
     """
     pem = read_bytes(path, "the private key")
     if path.stat().st_mode & 0o077:
         raise InvalidConfig(f"{path}: others may read this private key; run `chmod 600 {path}`")
-    return Identity.from_pem(pem, str(path))
+    return open_identity(pem, passphrase(), str(path)) if is_sealed(pem) else Identity.from_pem(pem, str(path))
+
+
+def ask_passphrase(file: Path | None, path: Path) -> bytes:
+    """Return the passphrase of the key `path`: from `file`, from the environment, or typed on the terminal.
+
+    Raises:
+        InvalidConfig: it is in none of these places, or others may read the file.
+    """
+    if file is not None:
+        text = read_bytes(file, "the passphrase")
+        if file.stat().st_mode & 0o077:
+            raise InvalidConfig(f"{file}: others may read this passphrase; run `chmod 600 {file}`")
+        return text.rstrip(b"\r\n")
+    if PASSPHRASE_VARIABLE in os.environ:
+        return os.environ[PASSPHRASE_VARIABLE].encode()
+    if sys.stdin.isatty():
+        return getpass.getpass(f"passphrase of {path}: ").encode()
+    raise InvalidConfig(
+        f"{path}: the key is under a passphrase; name its file as passphrase_file in peer.toml, "
+        f"or set {PASSPHRASE_VARIABLE}, or run on a terminal"
+    )

@@ -75,7 +75,7 @@ def make_folders(path: Path, task: str = "digits", first_port: int = 4001) -> Fo
             listen=(f"/ip4/127.0.0.1/tcp/{port}",),
             announce=(f"/dns4/localhost/tcp/{port}",),
         )
-        homes[name] = create_home(path / name, config)
+        homes[name] = create_home(path / name, config)[0]
         charter = join_charter(
             charter, Member(name=name, peer_id=homes[name].identity().peer_id, addresses=config.announce)
         )

@@ -12,7 +12,21 @@ import pytest
 
 from p2pfl.core.errors import InvalidConfig
 from p2pfl.node import store
-from p2pfl.node.store import create_identity, load_identity, read_bytes, read_text, sha256_of, write_atomic
+from p2pfl.node.store import (
+    PASSPHRASE_VARIABLE,
+    ask_passphrase,
+    create_identity,
+    load_identity,
+    read_bytes,
+    read_text,
+    sha256_of,
+    write_atomic,
+)
+
+
+def unasked() -> bytes:
+    raise AssertionError("the passphrase of a key without one was asked")
+
 
 SEED = bytes(range(32))
 
@@ -130,11 +144,11 @@ def test_a_key_is_its_owners_from_the_first_moment(
     monkeypatch.setattr(store.os, "open", watched)
     monkeypatch.setattr(Path, "chmod", lambda *_: pytest.fail("a mode set later leaves a moment before it"))
     path = tmp_path / "identity.pem"
-    identity = create_identity(path, lambda n: SEED[:n])
+    identity = create_identity(path, None, lambda n: SEED[:n])
     ((flags, mode),) = opened
     assert mode == mode_of(path) == 0o600
     assert flags & os.O_EXCL
-    assert identity.seed() == load_identity(path).seed() == SEED
+    assert identity.seed() == load_identity(path, unasked).seed() == SEED
 
 
 def test_entropy_is_asked_for_once_and_by_default_keys_differ(tmp_path: Path) -> None:
@@ -144,7 +158,7 @@ def test_entropy_is_asked_for_once_and_by_default_keys_differ(tmp_path: Path) ->
         asked.append(size)
         return bytes(size)
 
-    create_identity(tmp_path / "a.pem", entropy)
+    create_identity(tmp_path / "a.pem", None, entropy)
     assert asked == [32]
     assert create_identity(tmp_path / "b.pem").peer_id != create_identity(tmp_path / "c.pem").peer_id
 
@@ -160,29 +174,29 @@ def test_a_key_is_never_overwritten(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o601, 0o777], ids=oct)
 def test_a_key_that_others_may_touch_is_refused(tmp_path: Path, mode: int) -> None:
     path = tmp_path / "identity.pem"
-    create_identity(path, lambda _: SEED)
+    create_identity(path, None, lambda _: SEED)
     path.chmod(mode)
     with pytest.raises(InvalidConfig) as raised:
-        load_identity(path)
+        load_identity(path, unasked)
     assert str(raised.value) == f"{path}: others may read this private key; run `chmod 600 {path}`"
     for usable in (0o600, 0o400):
         path.chmod(usable)
-        assert load_identity(path).seed() == SEED
+        assert load_identity(path, unasked).seed() == SEED
 
 
 def test_a_key_that_is_none_is_told_with_its_file(tmp_path: Path) -> None:
     path = tmp_path / "identity.pem"
     with pytest.raises(InvalidConfig, match="the private key cannot be read: No such file"):
-        load_identity(path)
+        load_identity(path, unasked)
     write_atomic(path, b"hello", 0o600)
     with pytest.raises(InvalidConfig, match="not an unencrypted PEM private key") as raised:
-        load_identity(path)
+        load_identity(path, unasked)
     assert str(path) in str(raised.value)
 
 
 def test_a_key_written_under_a_strict_umask_can_be_read(tmp_path: Path, strict_umask: None) -> None:
     path = tmp_path / "identity.pem"
-    assert create_identity(path).peer_id == load_identity(path).peer_id
+    assert create_identity(path).peer_id == load_identity(path, unasked).peer_id
     write_atomic(tmp_path / "b", b"")
     assert mode_of(tmp_path / "b") == 0o600
 
@@ -201,3 +215,28 @@ def test_reading_tells_what_and_where(tmp_path: Path) -> None:
     with pytest.raises(InvalidConfig, match="the note cannot be read: ") as raised:
         read_bytes(tmp_path / "a\0b", "the note")
     assert str(raised.value).isprintable()
+
+
+def test_a_key_under_a_passphrase_asks_for_it(tmp_path: Path) -> None:
+    path = tmp_path / "identity.pem"
+    identity = create_identity(path, b"open sesame")
+    assert mode_of(path) == 0o600
+    assert load_identity(path, lambda: b"open sesame").seed() == identity.seed()
+    with pytest.raises(InvalidConfig, match="passphrase is wrong"):
+        load_identity(path, lambda: b"open barley")
+
+
+def test_a_passphrase_comes_from_its_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, key = tmp_path / "secret", tmp_path / "identity.pem"
+    file.write_text("from the file\n")
+    file.chmod(0o644)
+    with pytest.raises(InvalidConfig, match=r"others may read this passphrase; run `chmod 600 .*secret`"):
+        ask_passphrase(file, key)
+    file.chmod(0o600)
+    assert ask_passphrase(file, key) == b"from the file"
+    monkeypatch.setenv(PASSPHRASE_VARIABLE, "from outside")
+    assert ask_passphrase(None, key) == b"from outside"
+    monkeypatch.delenv(PASSPHRASE_VARIABLE)
+    monkeypatch.setattr(store.sys.stdin, "isatty", lambda: False, raising=False)
+    with pytest.raises(InvalidConfig, match=r"passphrase_file in peer\.toml"):
+        ask_passphrase(None, key)
