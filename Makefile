@@ -1,6 +1,7 @@
 # make demo   eight peers train together on this machine
 # make test   everything that is checked before a change lands
 # make check  the fast part of that: format, lint, types, imports
+# make fuzz   feed the decoders of what strangers send with nonsense, until stopped or for FUZZ_SECONDS
 # make bench  the benchmarks
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ STAMP := $(VENV)/.installed
 export PIP_EXTRA_INDEX_URL
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test check bench venv clean
+.PHONY: demo test check fuzz bench venv clean interop-packages
 .DEFAULT_GOAL := demo
 
 venv: $(STAMP)
@@ -34,11 +35,22 @@ check: venv
 	$(BIN)/lint-imports
 	$(BIN)/python docs/draw_layers.py --check
 
-test: check
+test: check interop-packages
 	$(BIN)/python -m pytest
+
+# js-libp2p, for the tests against another implementation; without it they are skipped, saying so.
+interop-packages:
+	@if command -v npm >/dev/null 2>&1; then \
+	    cd tests/interop && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error || true; \
+	fi
+
+fuzz: venv
+	$(BIN)/python tests/fuzz.py --seconds $(or $(FUZZ_SECONDS),0)
 
 bench: venv
 	$(BIN)/python benchmarks/round.py
+	$(BIN)/python benchmarks/channel.py
+	$(BIN)/python benchmarks/masks.py
 
 clean:
 	rm -rf $(VENV)

@@ -117,6 +117,7 @@ def charter_new(
     task: Annotated[str, typer.Option(help="A built-in task, or file.py:ClassName in that folder.")] = "digits",
     topology: Annotated[str, typer.Option(help="exponential, ring, complete or random-regular.")] = "exponential",
     rounds: Annotated[int, typer.Option(help="Rounds of local training and averaging.")] = 60,
+    suite: Annotated[str, typer.Option(help="The cipher suite: aes, sm4 or gm.")] = "aes",
     seed: Annotated[int, typer.Option(help="Draws the initial model.")] = 0,
 ) -> None:
     """Draw up a charter without members: the task, the initial model and the terms."""
@@ -125,7 +126,7 @@ def charter_new(
     path = folder / CHARTER_FILE
     if path.exists():
         raise InvalidConfig(f"{path}: exists already; name another folder")
-    terms = {"training": {"rounds": rounds}, "averaging": {"topology": topology}}
+    terms = {"training": {"rounds": rounds}, "averaging": {"topology": topology}, "security": {"suite": suite}}
     charter = draft_charter(folder, name, task, terms, seed)
     save_charter(path, charter)
     _say(f"{path}: a draft of {charter.name}: {task}, {charter.model.parameters} parameters, no members yet")
@@ -236,6 +237,7 @@ def demo(
     task: Annotated[str, typer.Option(help="digits, breast-cancer, or file.py:ClassName.")] = "digits",
     alpha: Annotated[float, typer.Option(help="How alike the peers' data is: Dirichlet; smaller is less alike.")] = 0.5,
     seed: Annotated[int, typer.Option(help="Draws the shares of data, the initial model and all orders.")] = 0,
+    suite: Annotated[str, typer.Option(help="The channels' cipher suite: aes, sm4 or gm.")] = "aes",
     run: Annotated[Path | None, typer.Option(help="The run's folder; by default a new one in runs/.")] = None,
 ) -> None:
     """Let a federation of real peers train on this machine, and see what it gained."""
@@ -244,7 +246,7 @@ def demo(
     # Peers load torch and libp2p while the charter is drawn up here.
     preload()
     path = run or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
-    _demo(path, peers=peers, topology=topology, rounds=rounds, task=task, alpha=alpha, seed=seed)
+    _demo(path, peers=peers, topology=topology, rounds=rounds, task=task, alpha=alpha, seed=seed, suite=suite)
 
 
 def _demo(path: Path, **settings: Any) -> None:
@@ -264,6 +266,36 @@ def _demo(path: Path, **settings: Any) -> None:
 def _say_next(path: Path) -> None:
     _say(f"plots, traces and models are in {path}")
     _say(f"next: p2pfl evaluate {path}, p2pfl export {path} model.safetensors, or your own task: docs/own-task.md")
+
+
+@app.command("verify-wire", epilog="Next: open the pcap file in Wireshark, or p2pfl suites.")
+def verify_wire_command(
+    suite: Annotated[str, typer.Option(help="The channels' cipher suite: aes, sm4 or gm.")] = "aes",
+    rounds: Annotated[int, typer.Option(help="Training rounds of the two peers.")] = 5,
+    pcap: Annotated[
+        Path | None, typer.Option(help="Write what crossed the wire as a file that Wireshark opens.")
+    ] = None,
+    run: Annotated[Path | None, typer.Option(help="The runs' folder; by default a new one in runs/.")] = None,
+) -> None:
+    """Record what two peers send each other, and search it for what they know. Exit code 1 if anything is found.
+
+    The same search over a channel without encryption must find everything, or it proves nothing.
+    """
+    from p2pfl.simulation.verify_wire import verify_wire
+
+    path = run or Path("runs") / time.strftime("wire-%Y%m%d-%H%M%S")
+    found = verify_wire(path, pcap, rounds=rounds, terms={"security": {"suite": suite}})
+    Console(highlight=False).print(found)
+    if not found.passed:
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Next: p2pfl charter new --suite sm4, or p2pfl demo --suite sm4.")
+def suites() -> None:
+    """Show each cipher suite's algorithms, the library that serves each here, and how fast it is."""
+    from p2pfl.simulation.suites_text import render_suites
+
+    Console(highlight=False).print(render_suites())
 
 
 @app.command(epilog="Next: p2pfl evaluate RUN.")

@@ -25,7 +25,7 @@ COMMANDS = [
     ["init"],
     ["charter"],
     *(["charter", name] for name in ("new", "join", "sign", "show", "check")),
-    *([name] for name in ("peer", "demo", "report", "evaluate", "predict", "export")),
+    *([name] for name in ("peer", "demo", "report", "evaluate", "predict", "export", "suites", "verify-wire")),
 ]
 
 
@@ -306,7 +306,9 @@ def test_an_unknown_setting_is_told_with_those_that_are_known(p2pfl: Commands, o
     path.write_text(good.replace("seed = 0", "sede = 0"))
     for command in (["peer"], ["charter", "join", own.charter_path], ["charter", "sign", own.charter_path]):
         line = p2pfl.fault(*command, "--config", path)
-        assert line.startswith(f"{path}: sede: unknown setting; the known ones here are name, charter, identity, passphrase_file, run, ")
+        assert line.startswith(
+            f"{path}: sede: unknown setting; the known ones here are name, charter, identity, passphrase_file, run, "
+        )
     path.write_text(good.replace("seed = 0", 'seed = "0"'))
     assert p2pfl.fault("peer", "--config", path) == f"{path}: seed: input should be a valid integer, got '0'"
     path.write_text(good)

@@ -111,6 +111,19 @@ class AveragingTerms(Settings):
     settle_rounds: Annotated[int, Field(ge=0, le=100_000)] = 500
 
 
+class SecurityTerms(Settings):
+    """How what peers send is protected.
+
+    Attributes:
+        suite: the cipher suite of every channel and every mask; see `p2pfl suites`.
+        channel: `suite`, our own channel under the suite; or `noise`, libp2p's standard Noise in its place, so that
+            other implementations of libp2p can connect. That knows no charter: only messages carry its hash.
+    """
+
+    suite: Literal["aes", "sm4", "gm"] = "aes"
+    channel: Literal["suite", "noise"] = "suite"
+
+
 class Deadlines(Settings):
     """How long a peer waits, in seconds. The defaults are guesses for organisations that start peers by hand.
 
@@ -142,6 +155,7 @@ class Charter(Settings):
     model: ModelTerms
     training: TrainingTerms = TrainingTerms()
     averaging: AveragingTerms = AveragingTerms()
+    security: SecurityTerms = SecurityTerms()
     deadlines: Deadlines = Deadlines()
     members: Annotated[tuple[Member, ...], Field(strict=False)] = ()
     signatures: dict[str, str] = Field(default_factory=dict)

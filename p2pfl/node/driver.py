@@ -93,6 +93,7 @@ class Driver:
         self._hooks = hooks
         self._round = Round(0)
         self._links = Links(transport, addresses, lambda: Hello(charter, self._round), self)
+        self._refusals = Refusals()
         self._inputs: deque[Input] = deque()
         self._handling = False
         self._accepted = False
@@ -245,8 +246,26 @@ class Driver:
 
     def fault(self, peer: PeerId, error: RemoteError) -> None:
         """See `p2pfl.node.links.LinkEvents`."""
-        self._hooks.emit(Refused(peer, error.reason))
+        self._on_refused(peer, error.reason)
         self._links.ban(peer, error.reason)
 
     def _on_refused(self, who: str, reason: str) -> None:
-        self._hooks.emit(Refused(who, reason))
+        if self._refusals.is_news(who, reason, trio.current_time()):
+            self._hooks.emit(Refused(who, reason))
+
+
+class Refusals:
+    """What strangers can write into a trace is bounded: the same refusal once a minute, and so many in a minute."""
+
+    PERIOD, MOST = 60.0, 60
+
+    def __init__(self) -> None:
+        self._told: dict[tuple[str, str], float] = {}
+
+    def is_news(self, who: str, reason: str, now: float) -> bool:
+        """Return whether a refusal is to be told, and remember that it was."""
+        self._told = {key: at for key, at in self._told.items() if now - at < self.PERIOD}
+        if (who, reason) in self._told or len(self._told) >= self.MOST:
+            return False
+        self._told[who, reason] = now
+        return True

@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 import torch
@@ -11,14 +11,14 @@ import trio
 from p2pfl.core.errors import P2pflError
 from p2pfl.core.ids import PeerId, Round
 from p2pfl.core.machine import Vector
-from p2pfl.core.trace import Evaluated, Event, Note, PeerFinished, PeerStarted
+from p2pfl.core.trace import Evaluated, Event, Note, PeerFinished, PeerStarted, Refused
 from p2pfl.gossip.peer_machine import PeerMachine, Plan
 from p2pfl.learning.task import read_data
 from p2pfl.learning.trainer import Trainer
 from p2pfl.learning.vector import flatten, load_model, notes, save_model
 from p2pfl.node.driver import Driver, Hooks
 from p2pfl.node.federation import HISTORY_FILE, MODEL_FILE, Federation, Home, open_federation, own_membership
-from p2pfl.node.libp2p.host import Libp2pTransport
+from p2pfl.node.libp2p.host import ChannelTerms, Libp2pTransport
 from p2pfl.node.tracefile import TRACE_FILE, TraceWriter
 
 
@@ -104,7 +104,9 @@ class Peer:
             parameters=trainer.size,
             examples=len(data.train),
         )
-        transport = Libp2pTransport(identity.seed(), charter.roster())
+        own = charter.security.channel == "suite"
+        channel = ChannelTerms(charter.security.suite, charter.hash()) if own else None
+        transport = Libp2pTransport(identity.seed(), charter.roster(), channel)
         return cls(home, federation, transport, PeerMachine(plan, initial), trainer, initial, started, plan)
 
     def run(self) -> None:
@@ -132,7 +134,12 @@ class Peer:
 
         def emit(event: Event) -> None:
             # The last line of a trace is written once the model is on disk: whoever sees it finds the model.
-            held.append(event) if isinstance(event, PeerFinished) else trace.write(event)
+            if isinstance(event, PeerFinished):
+                held.append(event)
+            elif isinstance(event, Refused):
+                trace.write(replace(event, who=self.plan.names.get(PeerId(event.who), event.who)))
+            else:
+                trace.write(event)
 
         try:
             await self._drive(Hooks(emit, keeper.adopt))

@@ -21,6 +21,7 @@ def describe_charter(charter: Charter) -> Iterator[str]:
         f"training  {training.rounds} rounds of {training.algorithm}: {training.local_steps} local steps of "
         f"{training.batch_size} examples{clip}"
     )
+    yield f"suite     {charter.security.suite}: `p2pfl suites` says what that is"
     yield f"masks     {averaging.masks}: UNMASKED, neighbors see each other's updates"
     yield f"topology  {averaging.topology}{_facts(charter)}"
     yield (

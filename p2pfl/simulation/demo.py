@@ -37,6 +37,7 @@ class DemoSettings:
     local_steps: int = 2
     batch_size: int = 32
     tolerance: float = 1e-6
+    suite: str = "aes"
 
 
 class View(Protocol):
@@ -79,6 +80,7 @@ def _prepare(path: Path, settings: DemoSettings) -> LocalFederation:
             "topology_seed": settings.seed,
             "tolerance": settings.tolerance,
         },
+        "security": {"suite": settings.suite},
         "deadlines": {"start": 60.0, "round": 20.0},
     }
     shared = {"partition": "dirichlet", "alpha": settings.alpha, "peers": settings.peers, "seed": settings.seed}

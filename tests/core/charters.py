@@ -22,6 +22,7 @@ def charter_values() -> dict[str, Any]:
             "tolerance": 1e-6,
             "settle_rounds": 500,
         },
+        "security": {"suite": "aes", "channel": "suite"},
         "deadlines": {"start": 300.0, "round": 60.0, "heartbeat": 5.0, "silence": 20.0},
         "members": [
             {"name": name, "peer_id": identity.peer_id, "addresses": [f"/dns4/{name}.example/tcp/4001"]}

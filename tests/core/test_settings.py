@@ -40,7 +40,7 @@ def with_change(path: str, value: object) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("path", "known"),
     [
-        ("color", "name, version, task, model, training, averaging, deadlines, members, signatures"),
+        ("color", "name, version, task, model, training, averaging, security, deadlines, members, signatures"),
         ("training.color", "algorithm, rounds, local_steps, batch_size, clip_norm"),
         ("members.1.color", "name, peer_id, addresses"),
     ],
@@ -156,7 +156,10 @@ def test_what_is_nested_without_end_is_refused() -> None:
         ({"evaluate_every": 0}, "evaluate_every: "),
         ({"seed": -1}, "seed: "),
         ({"data": 5}, "data: "),
-        ({"rounds": 5}, "rounds: unknown setting; the known ones here are name, charter, identity, run, listen, "),
+        (
+            {"rounds": 5},
+            "rounds: unknown setting; the known ones here are name, charter, identity, passphrase_file, run, listen, ",
+        ),
         ({"name": "../ant"}, "name: '../ant' is no name"),
     ],
 )

@@ -13,7 +13,7 @@ from p2pfl.core.trace import Event, LinkChanged, PeerFinished, Refused, RoundEnd
 from p2pfl.core.wire import Hello, encode_header
 from p2pfl.gossip.mixing import metropolis_hastings
 from p2pfl.gossip.peer_machine import PeerMachine, Plan, overlay_of
-from p2pfl.node.driver import Driver, Hooks
+from p2pfl.node.driver import Driver, Hooks, Refusals
 from p2pfl.node.transport import LaneKind
 from tests.memory import MemoryNetwork, MemoryTransport, run_trio
 from tests.pump import charter_for
@@ -208,3 +208,14 @@ def test_a_stopped_peer_leaves_at_a_rounds_end() -> None:
         finished = running.events[peer][-1]
         assert isinstance(finished, PeerFinished)
         assert finished.outcome == "stopped"
+
+
+def test_strangers_cannot_fill_the_trace() -> None:
+    refusals = Refusals()
+    assert refusals.is_news("a", "garbage", 0.0)
+    assert not refusals.is_news("a", "garbage", 59.0)
+    assert refusals.is_news("a", "another reason", 59.0)
+    assert refusals.is_news("a", "garbage", 60.0)
+    told = sum(refusals.is_news(str(i), "garbage", 61.0) for i in range(10_000))
+    assert told == Refusals.MOST - 2
+    assert refusals.is_news("a", "garbage", 200.0)

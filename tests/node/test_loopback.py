@@ -14,7 +14,7 @@ from p2pfl.gossip.mixing import metropolis_hastings
 from p2pfl.gossip.peer_machine import PeerMachine, Plan, overlay_of
 from p2pfl.node.driver import Driver, Hooks
 from p2pfl.node.launcher import free_ports
-from p2pfl.node.libp2p.host import Libp2pTransport
+from p2pfl.node.libp2p.host import ChannelTerms, Libp2pTransport
 from tests.memory import run_trio
 from tests.node.test_driver import AddOne
 from tests.pump import charter_for, identities
@@ -36,15 +36,17 @@ class Loopback:
         self.errors: dict[PeerId, P2pflError] = {}
         draw = np.random.default_rng(5)
         self.initial = {peer: draw.standard_normal(size).astype(np.float32) for peer in self.roster}
-        self.transports = {
-            identity.peer_id: Libp2pTransport(identity.seed(), self.roster) for identity in identities(n)
-        }
+        self.seeds = {identity.peer_id: identity.seed() for identity in identities(n)}
         self.charters = dict.fromkeys(self.roster, self.charter.hash())
+        self.suites = dict.fromkeys(self.roster, "aes")
+        self.transports: dict[PeerId, Libp2pTransport] = {}
 
     async def run_one(self, peer: PeerId) -> None:
         plan = Plan.for_peer(self.charter, peer)
         plan = Plan(**{**plan.__dict__, "charter": self.charters[peer]})
         hooks = Hooks(self.events[peer].append, lambda round, vector: self.adopted[peer].append(vector))
+        channel = ChannelTerms(self.suites[peer], self.charters[peer])
+        self.transports[peer] = Libp2pTransport(self.seeds[peer], self.roster, channel)
         addresses: dict[PeerId, Sequence[str]] = {other: self.addresses[other] for other in plan.weights}
         driver = Driver(
             PeerMachine(plan, self.initial[peer]), self.transports[peer], addresses, plan.charter, AddOne(), hooks
@@ -100,19 +102,53 @@ def test_small_models_travel_with_two_percent_beside_their_values() -> None:
         assert marks[peer] / values < 1.02 * (1 + 1 / rounds)
 
 
-def test_peers_under_different_charters_refuse_each_other_and_say_why() -> None:
-    network = Loopback(3, 100, rounds=2, topology="complete")
+def refuse_each_other(network: Loopback, seconds: float) -> PeerId:
+    """Run three peers of which the last is not like the others; they must finish without it."""
     stray = network.roster[2]
-    network.charters[stray] = bytes(32)
-    network.charter = network.charter.model_copy(
-        update={"deadlines": network.charter.deadlines.model_copy(update={"start": 2.0})}
-    )
+    deadlines = network.charter.deadlines.model_copy(update={"start": seconds})
+    network.charter = network.charter.model_copy(update={"deadlines": deadlines})
     for peer in network.roster[:2]:
         network.charters[peer] = network.charter.hash()
     run_trio(network.run)
     assert set(network.errors) == {stray}
     for peer in network.roster[:2]:
-        refused = [event for event in network.events[peer] if isinstance(event, Refused)]
-        assert refused
-        assert refused[0].reason.startswith("sent a message under charter 000000000000, ours is ")
-        assert all(event.absent == {"m2": "no link"} for event in network.events[peer] if isinstance(event, RoundEnded))
+        records = [event for event in network.events[peer] if isinstance(event, RoundEnded)]
+        assert all(record.absent == {"m2": "no link"} for record in records)
+    return stray
+
+
+def refusals(network: Loopback, peer: PeerId) -> str:
+    return "\n".join(f"{event.who}: {event.reason}" for event in network.events[peer] if isinstance(event, Refused))
+
+
+def test_peers_under_different_charters_refuse_each_other_and_say_why() -> None:
+    network = Loopback(3, 100, rounds=2, topology="complete")
+    network.charters[network.roster[2]] = bytes(32)
+    stray = refuse_each_other(network, 3.0)
+    ours = network.charter.hash().hex()[:8]
+    for peer in network.roster[:2]:
+        assert f"is under charter 00000000…, ours is {ours}…" in refusals(network, peer)
+        assert f"is under charter {ours}…, ours is 00000000…" in refusals(network, stray)
+
+
+def test_peers_with_different_suites_refuse_each_other_and_say_which() -> None:
+    network = Loopback(3, 100, rounds=2, topology="complete")
+    network.suites[network.roster[2]] = "sm4"
+    stray = refuse_each_other(network, 3.0)
+    said = refusals(network, stray) + "".join(refusals(network, peer) for peer in network.roster[:2])
+    assert "/p2pfl/noise-aes/1.0.0" in said
+    assert "/p2pfl/noise-sm4/1.0.0" in said
+
+
+@pytest.mark.parametrize("suite", ["sm4", "gm"])
+def test_a_federation_runs_under_every_suite(suite: str) -> None:
+    if suite == "gm":
+        pytest.importorskip("gmssl_pyx", reason="the extra [gm] is not installed", exc_type=ImportError)
+    network = Loopback(3, 5000, rounds=2, topology="complete")
+    network.suites = dict.fromkeys(network.roster, suite)
+    run_trio(network.run)
+    assert not network.errors
+    for peer in network.roster:
+        finished = network.events[peer][-1]
+        assert isinstance(finished, PeerFinished)
+        assert finished.agreed

@@ -6,6 +6,7 @@ test for each, to be read beside it on an upgrade. Decides nothing about peers o
 
 import logging
 import struct
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -18,6 +19,7 @@ from libp2p.network.connection import swarm_connection
 from libp2p.network.stream.net_stream import NetStream
 from libp2p.network.swarm import RetryConfig, Swarm
 from libp2p.peer.id import ID
+from libp2p.security.security_multistream import SecurityMultistream
 from libp2p.stream_muxer.exceptions import MuxedStreamError, MuxedStreamReset
 from libp2p.stream_muxer.muxer_multistream import MuxerMultistream
 from libp2p.stream_muxer.yamux.yamux import (
@@ -84,8 +86,9 @@ def silence() -> None:
 class GuardedYamux(Yamux):
     """Stock yamux with whole frames, our own reads and writes, and a bound on what it buffers.
 
-    The wire format is stock's. `send`, `receive_into` and `abandon` are `lanes.Muxer`; streams of other protocols go
-    through stock's methods, and so through `_write_frame` below.
+    What to fall back on where `yamux.YamuxConnection`, which needs none of this, misbehaves. On the wire they are one.
+    `send`, `receive_into` and `abandon` are `lanes.Muxer`; streams of other protocols go through stock's methods, and
+    so through `_write_frame` below.
     """
 
     async def start(self) -> None:
@@ -199,9 +202,14 @@ class MuxerChoice(MuxerMultistream):
         return self._annotate_connection(muxer(conn, peer_id), conn, protocol)
 
 
-def harden(host: BasicHost, muxers: dict[TProtocol, type[Any]]) -> None:
+def harden(
+    host: BasicHost,
+    muxers: Mapping[TProtocol, Callable[[ISecureConn, ID], IMuxedConn]],
+    security: SecurityMultistream,
+) -> None:
     """Take from a new host, before it runs, whatever would dial, deny, remember or crash on its own account."""
     network = host.get_network()
+    network.upgrader.security_multistream = security
     network.upgrader.muxer_multistream = MuxerChoice(muxers)
     network.retry_config = RetryConfig(max_retries=0)
     network.set_resource_manager(None)  # denies by host-wide memory and rates; ours are bounds per connection

@@ -4,11 +4,13 @@ Owns the host's life, the roster's gate and the table of incoming lanes. Patches
 """
 
 import logging
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 
 import trio
 from libp2p import new_host
+from libp2p.abc import IMuxedConn, ISecureConn, ISecureTransport
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
 from libp2p.custom_types import TProtocol
@@ -22,11 +24,15 @@ from multiaddr import Multiaddr
 
 from p2pfl.core.errors import AddressInUse, InvalidConfig, OutOfTurn, TransportError, Unreachable
 from p2pfl.core.ids import PeerId, Seconds
+from p2pfl.crypto.suite import suite
 from p2pfl.node.libp2p import guard
 from p2pfl.node.libp2p.addresses import parse, resolve
+from p2pfl.node.libp2p.channel import ChannelTransport
+from p2pfl.node.libp2p.choice import SecurityChoice
 from p2pfl.node.libp2p.gate import RosterGate, explain
 from p2pfl.node.libp2p.lanes import StreamIncomingLane, StreamOutgoingLane
 from p2pfl.node.libp2p.tcp import ByteCount, TcpTransport, is_address_in_use
+from p2pfl.node.libp2p.yamux import YamuxConnection
 from p2pfl.node.transport import LaneHandler, LaneKind, OutgoingLane, RefusalHandler
 
 logger = logging.getLogger(__name__)
@@ -47,18 +53,42 @@ CONNECTIONS_PER_PEER = 3
 """Connections to one peer beyond which old ones close: dialling each other at once makes two, a restart one more."""
 
 
+@dataclass(frozen=True)
+class ChannelTerms:
+    """What both ends of a channel must hold in common.
+
+    Attributes:
+        suite: the cipher suite's name.
+        charter: the charter's hash, 32 bytes.
+    """
+
+    suite: str
+    charter: bytes
+
+
 class Libp2pTransport:
     """See `p2pfl.node.transport.Transport`.
 
     Args:
         private_key: the 32-byte seed of the peer's Ed25519 key.
         roster: the peers that may connect, looked up anew at each handshake.
+        channel: the suite and charter of our own channel, the one security transport that is offered then; None
+            offers libp2p's standard Noise instead, which other implementations speak, and which knows no charter.
+        muxer: what carries streams over a secured connection; `guard.GuardedYamux` is libp2p's own, with its worst
+            faults mended. On the wire they are the same.
 
     Raises:
-        InvalidConfig: the key has another length, or the libp2p installed is one we do not know.
+        InvalidConfig: the key has another length, the suite is not there, or the libp2p installed is one we do not
+            know.
     """
 
-    def __init__(self, private_key: bytes, roster: Collection[PeerId]) -> None:
+    def __init__(
+        self,
+        private_key: bytes,
+        roster: Collection[PeerId],
+        channel: ChannelTerms | None,
+        muxer: Callable[[ISecureConn, ID], IMuxedConn] = YamuxConnection,
+    ) -> None:
         guard.verify_version()
         guard.silence()
         if len(private_key) != 32:
@@ -66,6 +96,9 @@ class Libp2pTransport:
         self._key_pair = create_new_key_pair(private_key)
         self._identity = PeerId(str(ID.from_pubkey(self._key_pair.public_key)))
         self._roster = roster
+        self._channel = channel
+        self._suite = None if channel is None else suite(channel.suite)
+        self._muxer = muxer
         self._count = ByteCount()
         self._host: BasicHost | None = None
         self._tcp = TcpTransport(self._count)
@@ -133,13 +166,13 @@ class Libp2pTransport:
             raise failure
 
     def _new_host(self, on_refused: RefusalHandler) -> BasicHost:
-        noise = NoiseTransport(self._key_pair, noise_privkey=create_noise_key_pair().private_key)
-        muxers = {guard.YAMUX: guard.GuardedYamux}
+        # multistream-select is not authenticated: whatever is listed here can be forced on us. So one is.
+        security = self._security(on_refused)
+        muxers = {guard.YAMUX: self._muxer}
         most = max(256, 2 * CONNECTIONS_PER_PEER * len(self._roster))
         host = new_host(
             key_pair=self._key_pair,
-            # multistream-select is not authenticated: whatever is listed here can be forced on us.
-            sec_opt={NOISE: RosterGate(noise, self._identity, self._roster, on_refused)},
+            sec_opt=security,
             muxer_opt=muxers,
             connection_config=ConnectionConfig(
                 min_connections=0,
@@ -155,8 +188,15 @@ class Libp2pTransport:
             transports=[self._tcp],
             disable_identify_address_discovery=True,
         )
-        guard.harden(host, muxers)
+        guard.harden(host, muxers, SecurityChoice(security, on_refused))
         return host
+
+    def _security(self, on_refused: RefusalHandler) -> dict[TProtocol, ISecureTransport]:
+        if self._suite is None or self._channel is None:
+            noise = NoiseTransport(self._key_pair, noise_privkey=create_noise_key_pair().private_key)
+            return {NOISE: RosterGate(noise, self._identity, self._roster, on_refused)}
+        channel = ChannelTransport(self._suite, self._key_pair, self._channel.charter, self._roster, on_refused)
+        return {channel.protocol: channel}
 
     async def _listen(self, host: BasicHost, listen: list[Multiaddr]) -> Sequence[str]:
         for address in listen:

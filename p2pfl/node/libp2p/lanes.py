@@ -26,7 +26,10 @@ class Muxer(Protocol):
         """Send all of `data`, each frame whole whatever is cancelled; raise where the stream is broken."""
 
     async def receive_into(self, stream: Any, view: memoryview) -> int:
-        """Put at least one byte into `view`; 0 at a clean end; raise where the stream is broken."""
+        """Put at least one byte into `view`; 0 at a clean end; raise where the stream is broken.
+
+        Cancelling loses no byte: where some are in `view` already, the stream breaks.
+        """
 
     async def abandon(self, stream: Any) -> None:
         """Reset the stream, and wake whoever reads it here."""
@@ -90,8 +93,8 @@ class StreamOutgoingLane(_Lane):
     async def close(self) -> None:
         """End the lane, and wait until the reader has read to the end, `CLOSE_DEADLINE` seconds at most.
 
-        Without the wait a transport that is left right after would take bytes with it that the kernel had accepted, and
-        the muxer at the other end would drop what its reader had not asked for yet. Never raises.
+        Without the wait libp2p's own muxer at the other end would drop what its reader had not asked for yet. Ours
+        would not, but with the wait the end says that everything arrived. Never raises.
         """
         if self._over:
             return
@@ -106,9 +109,8 @@ class StreamIncomingLane(_Lane):
     """See `p2pfl.node.transport.IncomingLane`.
 
     A clean end says that the peer closed its lane, nothing about whether it had said all it meant to: a peer can
-    end between any two frames, and a peer that crashes after its last byte looks the same as one that closed. A reset
-    by the peer and a lost connection cannot be told apart; both are `StreamReset`. The framing above carries lengths
-    and hashes, and acknowledges.
+    end between any two frames. A reset by the peer and a lost connection are both `StreamReset`. The framing above
+    carries lengths and hashes, and acknowledges.
     """
 
     async def read_into(self, view: memoryview) -> bool:

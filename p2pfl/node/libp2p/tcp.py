@@ -5,6 +5,7 @@ Owns every socket of one transport, so that leaving it can close them all. Knows
 
 import errno
 import logging
+import os
 import socket
 from dataclasses import dataclass
 
@@ -73,7 +74,41 @@ class SocketConnection(ReadWriteCloser):
         self._transport.count.received += len(piece)
         return bytes(piece)
 
-    async def write(self, data: bytes) -> None:
+    async def receive_into(self, view: memoryview) -> int:
+        """Put what has come into `view`, waiting for the first byte, without a copy on the way; 0 at the end.
+
+        Raises:
+            ConnectionClosedError: the connection broke or was closed here.
+        """
+        if self._leftover:
+            size = min(len(self._leftover), len(view))
+            view[:size] = self._leftover[:size]
+            del self._leftover[:size]
+            return size
+        try:
+            size = await self._stream.socket.recv_into(view)
+        except (OSError, trio.ClosedResourceError) as error:
+            raise ConnectionClosedError("the TCP connection is gone", transport="tcp") from error
+        self._transport.count.received += size
+        return size
+
+    def send_now(self, data: memoryview) -> int:
+        """Send what the kernel takes of `data` at once, and return how much that was. Not while `write` runs.
+
+        Raises:
+            ConnectionClosedError: the connection broke or was closed here.
+        """
+        try:
+            # trio's sockets do not block, and have no public way to send without a checkpoint.
+            size = os.write(self._stream.socket.fileno(), data)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise ConnectionClosedError("the TCP connection is gone", transport="tcp") from error
+        self._transport.count.sent += size
+        return size
+
+    async def write(self, data: bytes | memoryview) -> None:
         """Send all of `data`; bytes of a send that fails are not counted.
 
         Raises:

@@ -9,7 +9,8 @@ from typing import Any
 import trio
 
 from p2pfl.core.ids import PeerId
-from p2pfl.node.libp2p.host import Libp2pTransport
+from p2pfl.node.libp2p.host import ChannelTerms, Libp2pTransport
+from p2pfl.node.libp2p.yamux import YamuxConnection
 from p2pfl.node.transport import IncomingLane, LaneKind
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
@@ -50,12 +51,14 @@ class Node:
         return outgoing, incoming
 
 
-def nodes(count: int, strangers: int = 0) -> list[Node]:
+def nodes(
+    count: int, strangers: int = 0, muxer: Any = YamuxConnection, channel: ChannelTerms | None = None
+) -> list[Node]:
     """Nodes that list each other on their rosters, then strangers who list everyone but are listed by nobody else."""
     roster: set[PeerId] = set()
     everyone: set[PeerId] = set()
-    members = [Node(Libp2pTransport(bytes([i + 1]) * 32, roster)) for i in range(count)]
-    outside = [Node(Libp2pTransport(bytes([200 + i]) * 32, everyone)) for i in range(strangers)]
+    members = [Node(Libp2pTransport(bytes([i + 1]) * 32, roster, channel, muxer)) for i in range(count)]
+    outside = [Node(Libp2pTransport(bytes([200 + i]) * 32, everyone, channel)) for i in range(strangers)]
     roster.update(node.identity for node in members)
     everyone.update(node.identity for node in members + outside)
     return members + outside
@@ -67,15 +70,17 @@ def network(of: Any) -> Any:
 
 
 @asynccontextmanager
-async def running(count: int, strangers: int = 0) -> AsyncIterator[list[Node]]:
+async def running(
+    count: int, strangers: int = 0, muxer: Any = YamuxConnection, channel: ChannelTerms | None = None
+) -> AsyncIterator[list[Node]]:
     async with AsyncExitStack() as stack:
-        yield [await stack.enter_async_context(node.run()) for node in nodes(count, strangers)]
+        yield [await stack.enter_async_context(node.run()) for node in nodes(count, strangers, muxer, channel)]
 
 
 @asynccontextmanager
-async def pair() -> AsyncIterator[tuple[Node, Node]]:
+async def pair(muxer: Any = YamuxConnection) -> AsyncIterator[tuple[Node, Node]]:
     """Two nodes, the first connected to the second."""
-    async with running(2) as (a, b):
+    async with running(2, muxer=muxer) as (a, b):
         await a.connect(b)
         yield a, b
 

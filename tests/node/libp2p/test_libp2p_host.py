@@ -181,7 +181,7 @@ async def test_a_peer_that_left_the_roster_gets_no_lane() -> None:
 @trio_test
 async def test_our_own_key_elsewhere_is_refused() -> None:
     (a,) = nodes(1)
-    twin = Node(Libp2pTransport(bytes([1]) * 32, {a.identity}))
+    twin = Node(Libp2pTransport(bytes([1]) * 32, {a.identity}, None))
     async with a.run(), twin.run():
         with pytest.raises(Unreachable, match="this peer itself"):
             await twin.connect(a)
@@ -252,7 +252,7 @@ async def test_an_address_that_is_not_ours_cannot_be_bound() -> None:
 
 def test_a_key_of_another_length_is_refused() -> None:
     with pytest.raises(InvalidConfig, match="32 bytes"):
-        Libp2pTransport(b"short", set())
+        Libp2pTransport(b"short", set(), None)
 
 
 @trio_test

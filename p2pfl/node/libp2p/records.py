@@ -1,0 +1,350 @@
+"""The record layer of our secure channel: what travels after the handshake.
+
+    record = header (4 bytes, big endian) | ciphertext | tag (16 bytes)
+    header = rekey (1 bit) | length of ciphertext and tag (31 bits)
+
+The header is authenticated with its record. A record whose rekey bit is set is the last under its key: both ends
+replace the key of that direction right after it. A record that does not open as the next one ends the connection, and
+nothing of it is delivered.
+
+Owns buffers, records and the time to rekey. Knows no handshake and no peer's rights: that is `channel`.
+"""
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+import trio
+from libp2p.abc import IRawConnection
+from libp2p.connection_types import ConnectionType
+from libp2p.crypto.keys import PrivateKey, PublicKey
+from libp2p.io.exceptions import ConnectionClosedError, IOException
+from libp2p.network.connection.exceptions import RawConnError
+from libp2p.peer.id import ID
+from libp2p.security.base_session import BaseSession
+from multiaddr import Multiaddr
+
+from p2pfl.core.errors import BadTag, Malformed, OutOfTurn, RemoteError, TooLarge
+from p2pfl.core.ids import PeerId
+from p2pfl.crypto.noise import CipherState, Session
+from p2pfl.crypto.suite import TAG_BYTES, Buffer
+from p2pfl.node.libp2p.tcp import SocketConnection
+
+HEADER_BYTES = 4
+REKEY = 1 << 31
+
+MAX_PLAINTEXT = 1 << 20
+"""Bytes in one record: a muxer's frame of 256 KiB fits in one with its header, and a buffer stays small; a guess."""
+
+SEND_DEADLINE = 60.0
+"""Seconds one record may take to enter the socket before the connection is given up; a guess (17 kB/s)."""
+
+IDLE_BUFFER = 8 * 1024
+"""Bytes a buffer has while only control messages pass; a guess."""
+
+READ_AHEAD = 32 * 1024
+"""Bytes taken from the kernel beyond the record that is read: many small records come in one call, and a large one is
+copied out of the kernel into the same cache lines as the one before. A measurement (512 KiB is slower)."""
+
+IDLE_AFTER = 5.0
+"""Seconds without a large record after which a buffer shrinks at the next small one; a guess."""
+
+
+@dataclass(frozen=True)
+class RekeyPolicy:
+    """When the sender of a direction replaces its key; whatever comes first."""
+
+    after_bytes: int = 64 << 30
+    """2^32 blocks under one key: a sixth of the bound of AES-GCM (RFC 8446, section 5.5); SM4 has the same block."""
+    after_seconds: float = 3600.0
+    """While traffic flows; a guess."""
+
+
+class Scratch:
+    """A buffer that grows with the traffic and shrinks when it stops."""
+
+    def __init__(self) -> None:
+        self._view = memoryview(bytearray(IDLE_BUFFER))
+        self._busy = 0.0
+
+    def take(self, size: int) -> memoryview:
+        """Return `size` writable bytes, good until the next call."""
+        if size > IDLE_BUFFER:
+            self._busy = trio.current_time()
+            if size > len(self._view):
+                self._view = memoryview(bytearray(size))
+        elif len(self._view) > IDLE_BUFFER and trio.current_time() > self._busy + IDLE_AFTER:
+            self._view = memoryview(bytearray(IDLE_BUFFER))
+        return self._view[:size]
+
+
+class Inbox:
+    """What has arrived on a raw connection and was not taken yet. Taking nothing, a cancelled reader loses nothing."""
+
+    def __init__(self, connection: IRawConnection) -> None:
+        self._connection = connection
+        stream = getattr(connection, "stream", None)
+        self._socket = stream if isinstance(stream, SocketConnection) else None
+        self._view = memoryview(bytearray(IDLE_BUFFER))
+        self._start = self._end = 0
+        self._busy = 0.0
+
+    async def peek(self, size: int) -> memoryview:
+        """Return the next `size` bytes, waiting for them; good until the next call.
+
+        Raises:
+            ConnectionClosedError: the connection ended or broke before them.
+        """
+        while self._end - self._start < size:
+            self._make_room(size)
+            received = await self._receive(size - (self._end - self._start))
+            if received == 0:
+                inside = self._end > self._start or size > HEADER_BYTES
+                raise ConnectionClosedError("the connection ended inside a record" if inside else "the peer hung up")
+            self._end += received
+        return self._view[self._start : self._start + size]
+
+    def drop(self, size: int) -> None:
+        """Take the next `size` bytes, which were peeked at, from the inbox."""
+        self._start += size
+        if self._start == self._end:
+            self._start = self._end = 0
+
+    async def _receive(self, least: int) -> int:
+        if self._socket is not None:
+            return await self._socket.receive_into(self._view[self._end : self._end + max(least, READ_AHEAD)])
+        try:
+            data = await self._connection.read(least)
+        except (IOException, RawConnError) as error:
+            raise ConnectionClosedError(str(error)) from error
+        self._view[self._end : self._end + len(data)] = data
+        return len(data)
+
+    def _make_room(self, size: int) -> None:
+        capacity = len(self._view)
+        if size > IDLE_BUFFER:
+            self._busy = trio.current_time()
+            if size + READ_AHEAD > capacity:
+                self._move(size + 2 * READ_AHEAD)
+        elif capacity > IDLE_BUFFER and self._end <= IDLE_BUFFER and trio.current_time() > self._busy + IDLE_AFTER:
+            self._move(IDLE_BUFFER)
+        if self._start + size > len(self._view):
+            self._move(len(self._view))
+
+    def _move(self, capacity: int) -> None:
+        held = self._end - self._start
+        view = self._view if capacity == len(self._view) else memoryview(bytearray(capacity))
+        view[:held] = self._view[self._start : self._end]
+        self._view, self._start, self._end = view, 0, held
+
+
+class Channel(BaseSession):
+    """An encrypted, authenticated connection. One task reads at a time; any number may write.
+
+    `read_record` and `write_vec` are for a muxer that knows them, `read` and `write` for libp2p's own code.
+    """
+
+    def __init__(
+        self,
+        connection: IRawConnection,
+        inbox: Inbox,
+        session: Session,
+        rekey: RekeyPolicy,
+        *,
+        local_peer: ID,
+        local_private_key: PrivateKey,
+        remote_peer: ID,
+        remote_permanent_pubkey: PublicKey,
+        is_initiator: bool,
+    ) -> None:
+        super().__init__(
+            local_peer=local_peer,
+            local_private_key=local_private_key,
+            remote_peer=remote_peer,
+            remote_permanent_pubkey=remote_permanent_pubkey,
+            is_initiator=is_initiator,
+        )
+        self._connection = connection
+        self._socket = inbox._socket
+        self._inbox = inbox
+        self._sending: CipherState = session.sending
+        self._receiving: CipherState = session.receiving
+        self._rekey = rekey
+        self._rekeyed_at = trio.current_time()
+        self._turn = trio.Lock()
+        self._gathered, self._sealed, self._opened = Scratch(), Scratch(), Scratch()
+        self._held = bytearray()
+        self._peer = PeerId(str(remote_peer))
+        self._broken: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Channel({self._peer}, {self._broken or 'open'})"
+
+    async def write(self, data: bytes) -> None:
+        """Send `data`; see `write_vec`."""
+        await self.write_vec((data,))
+
+    async def write_vec(self, parts: Sequence[Buffer]) -> None:
+        """Send the concatenation of `parts`, as one record up to `MAX_PLAINTEXT` bytes, else as several in a row.
+
+        A single part is not copied before it is encrypted, several are once. Cancelling a write that waits for its turn
+        sends nothing; one that has begun is finished, or the connection is broken: half a record would garble it.
+
+        Raises:
+            ConnectionClosedError: the connection is broken, or the peer read nothing for `SEND_DEADLINE` seconds.
+        """
+        views = [memoryview(part).cast("B") for part in parts]
+        await trio.lowlevel.checkpoint_if_cancelled()
+        try:
+            self._turn.acquire_nowait()
+        except trio.WouldBlock:
+            await self._turn.acquire()
+        try:
+            self._verify_open()
+            for plaintext in self._plaintexts(views):
+                await self._send(self._seal(plaintext))
+        finally:
+            self._turn.release()
+
+    def _plaintexts(self, views: list[memoryview]) -> list[memoryview]:
+        total = sum(map(len, views))
+        if len(views) == 1 or total > MAX_PLAINTEXT:
+            return [view[i : i + MAX_PLAINTEXT] for view in views for i in range(0, len(view), MAX_PLAINTEXT)]
+        gathered = self._gathered.take(total)
+        end = 0
+        for view in views:
+            gathered[end : (end := end + len(view))] = view
+        return [gathered] if total else []
+
+    def _seal(self, plaintext: memoryview) -> memoryview:
+        size = len(plaintext) + TAG_BYTES
+        record = self._sealed.take(HEADER_BYTES + size)
+        now = trio.current_time()
+        last = (
+            self._sending.used + size >= self._rekey.after_bytes or now >= self._rekeyed_at + self._rekey.after_seconds
+        )
+        header = (size | REKEY if last else size).to_bytes(HEADER_BYTES, "big")
+        record[:HEADER_BYTES] = header
+        try:
+            self._sending.seal_into(plaintext, header, record[HEADER_BYTES:])
+        except OutOfTurn as error:
+            raise ConnectionClosedError(f"{self._peer}: {error}") from error
+        if last:
+            self._sending.rekey()
+            self._rekeyed_at = now
+        return record
+
+    async def _send(self, record: memoryview) -> None:
+        """Send one record, whoever is cancelled meanwhile."""
+        try:
+            sent = 0
+            if self._socket is not None:
+                sent = self._socket.send_now(record)
+                if sent == len(record):  # as a rule; a scope would cost as much as encrypting 64 KiB
+                    await trio.lowlevel.cancel_shielded_checkpoint()
+                    return
+            await self._send_slowly(record[sent:])
+        except (IOException, RawConnError) as error:
+            await self._break(f"{self._peer}: {error}", error)
+
+    async def _send_slowly(self, rest: memoryview) -> None:
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + SEND_DEADLINE) as waiting:
+            if self._socket is not None:
+                await self._socket.write(rest)
+            else:
+                await self._connection.write(bytes(rest))
+        if waiting.cancelled_caught:
+            await self._break(f"{self._peer}: reads nothing", None)
+
+    async def read_record(self) -> memoryview:
+        """Return the plaintext of the next record, after what `read` left over; good until the next call.
+
+        Cancelling it loses nothing.
+
+        Raises:
+            ConnectionClosedError: the connection ended or broke, or a record did not open.
+        """
+        left = self.leftover()
+        return memoryview(left) if left else await self._open_next()
+
+    async def read(self, n: int | None = None) -> bytes:
+        """Return `n` bytes, as libp2p's own session does; without `n`, whatever comes. Cancelling it loses nothing.
+
+        Raises:
+            ConnectionClosedError: the connection ended or broke before them, or a record did not open.
+        """
+        wanted = 1 if n is None else n
+        while len(self._held) < wanted:
+            self._held += await self._open_next()
+        size = len(self._held) if n is None else n
+        data = bytes(self._held[:size])
+        del self._held[:size]
+        return data
+
+    def leftover(self) -> bytes:
+        """Take what was received and `read` did not hand out."""
+        data = bytes(self._held)
+        self._held.clear()
+        return data
+
+    async def _open_next(self) -> memoryview:
+        self._verify_open()
+        try:
+            header = bytes(await self._inbox.peek(HEADER_BYTES))
+            fields = int.from_bytes(header, "big")
+            size = _verify_size(fields & ~REKEY)
+            record = await self._inbox.peek(HEADER_BYTES + size)
+            plaintext = self._opened.take(size - TAG_BYTES)
+            self._receiving.open_into(record[HEADER_BYTES:], header, plaintext)
+        except BadTag as error:
+            await self._break(f"{self._peer}: a record that was changed, repeated, dropped or moved on its way", error)
+        except RemoteError as error:
+            await self._break(f"{self._peer}: {error.reason}", error)
+        except (ConnectionClosedError, OutOfTurn) as error:
+            await self._break(f"{self._peer}: {error}", error)
+        self._inbox.drop(HEADER_BYTES + size)
+        if fields & REKEY:
+            self._receiving.rekey()
+        return plaintext
+
+    def _verify_open(self) -> None:
+        if self._broken is not None:
+            raise ConnectionClosedError(self._broken)
+
+    async def _break(self, reason: str, cause: Exception | None) -> NoReturn:
+        if self._broken is None:
+            self._broken = reason
+        await self._close_raw()
+        raise ConnectionClosedError(self._broken) from cause
+
+    async def _close_raw(self) -> None:
+        # What goes wrong here says that it is closed already.
+        with trio.CancelScope(shield=True), trio.move_on_after(1), contextlib.suppress(Exception):
+            await self._connection.close()
+
+    async def close(self) -> None:
+        """Close the connection; whoever reads or writes it is woken with an error."""
+        if self._broken is None:
+            self._broken = f"{self._peer}: the connection was closed here"
+        await self._close_raw()
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        """Return the other end's IP address and port, None where it is not known."""
+        return self._connection.get_remote_address()
+
+    def get_transport_addresses(self) -> list[Multiaddr]:
+        """Return the other end's addresses, for libp2p's own records."""
+        return self._connection.get_transport_addresses()
+
+    def get_connection_type(self) -> ConnectionType:
+        """Return libp2p's word for direct or relayed."""
+        return self._connection.get_connection_type()
+
+
+def _verify_size(size: int) -> int:
+    if size <= TAG_BYTES:
+        raise Malformed("a record without content")
+    if size > MAX_PLAINTEXT + TAG_BYTES:
+        raise TooLarge(f"a record of {size} bytes; {MAX_PLAINTEXT + TAG_BYTES} are the most")
+    return size
