@@ -120,6 +120,11 @@ async def raw_send(job: Job, *, key: bytes | None) -> None:
 # Ours
 
 
+def ignore_refusal(who: str, why: str) -> None:
+    """Take no note of who was refused."""
+    del who, why
+
+
 def our_transport(identity: Identity, suite: str) -> Any:
     """Return our transport with this suite."""
     from p2pfl.node.libp2p.host import ChannelTerms, Libp2pTransport  # noqa: PLC0415 - not needed by the other stacks
@@ -141,7 +146,7 @@ async def our_receive(job: Job, ready: Callable[[], None], report: Callable[[flo
         report(time.perf_counter() - began)
         done.set()
 
-    async with transport.run([f"/ip4/{HOST}/tcp/{job.listen}"], on_lane, lambda *refusal: None):
+    async with transport.run([f"/ip4/{HOST}/tcp/{job.listen}"], on_lane, ignore_refusal):
         ready()
         await done.wait()
 
@@ -154,7 +159,7 @@ async def our_send(job: Job, *, suite: str) -> None:
         del kind
         await lane.reset()
 
-    async with transport.run([f"/ip4/{HOST}/tcp/0"], ignore, lambda *refusal: None):
+    async with transport.run([f"/ip4/{HOST}/tcp/0"], ignore, ignore_refusal):
         peer: PeerId = RECEIVER.peer_id
         await transport.connect(peer, [f"/ip4/{HOST}/tcp/{job.connect}"], Seconds(20.0))
         lane = await transport.open(peer, LaneKind.BULK)
