@@ -18,6 +18,7 @@ from p2pfl.core.machine import (
     Compute,
     Computed,
     Disconnect,
+    DropLink,
     Effect,
     Emit,
     Finish,
@@ -150,6 +151,8 @@ class Pump:
             case Disconnect(other, error):
                 node.banned.add(other)
                 self.part(peer, other, error.reason)
+            case DropLink(other, reason):
+                self.part(peer, other, reason)
             case Train(round, vector):
                 self.queue.append((peer, Trained(round, self.step(peer, round, vector), 0.5)))
             case Compute(key, work):

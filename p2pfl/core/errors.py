@@ -80,5 +80,9 @@ class StreamReset(TransportError):
     """A stream ended anywhere but between two frames."""
 
 
+class StoreFailed(P2pflError):
+    """A file of a running peer that cannot be written any more, such as on a full disk."""
+
+
 class AddressInUse(TransportError):
     """Another process listens on our address."""

@@ -97,7 +97,7 @@ class Computed:
 
 @dataclass(frozen=True, slots=True)
 class StopRequested:
-    """The operator asks this peer to leave, at the end of the round it is in."""
+    """The operator asks this peer to leave, at the end of the round it is in; asked again, at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +175,14 @@ class Disconnect:
 
 
 @dataclass(frozen=True, slots=True)
+class DropLink:
+    """Close the link to a neighbor that is silent; it is sought again at once, and has done nothing wrong."""
+
+    peer: PeerId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Train:
     """Make the local steps of `round` from `vector`, beside the network loop; answered by `Trained` or `WorkFailed`."""
 
@@ -225,6 +233,7 @@ Effect = (
     | SetTimer
     | CancelTimer
     | Disconnect
+    | DropLink
     | Train
     | Compute
     | Emit

@@ -43,7 +43,7 @@ def squared_distance(left: Vector, right: Vector) -> float:
     for start in range(0, len(left), _BLOCK):
         difference = left[start : start + _BLOCK] - right[start : start + _BLOCK]
         # Not a BLAS dot product: its threads would fight for cores with every other peer on the machine.
-        total += float(np.square(difference, out=difference).sum(dtype=np.float64))
+        total += float(np.square(difference, dtype=np.float64).sum())
     return total
 
 

@@ -36,6 +36,7 @@ from p2pfl.core.machine import (
     Compute,
     Computed,
     Disconnect,
+    DropLink,
     Effect,
     Emit,
     Finish,
@@ -128,6 +129,10 @@ class _Neighbor:
     heard_at: float = 0.0
     left_after: Round | None = None
     in_step: bool = True
+    misses: int = 0
+    """Deadlines it let pass since it was last heard in time."""
+    late: int = 0
+    """Late updates of it since the last of those."""
     reached: int = -1
     """The latest round in which an update of it was seen."""
     updates: dict[Round, tuple[Vector, Claim]] = field(default_factory=dict)
@@ -141,6 +146,7 @@ class PeerMachine:
         self._vector = initial
         self._round = Round(0)
         self._round_began = Seconds(0.0)
+        self._heartbeat_due = Seconds(0.0)
         self._state = State.STARTING
         self._waiting = False
         self._averaging = False
@@ -185,8 +191,7 @@ class PeerMachine:
             raise OutOfTurn("started twice")
         effects = self._enter(State.LINKING)
         effects.append(SetTimer("start", Seconds(now + self._plan.deadlines.start)))
-        effects.append(SetTimer("heartbeat", Seconds(now + self._plan.deadlines.heartbeat)))
-        return effects
+        return effects + self._set_heartbeat(now)
 
     def _on_link_up(self, peer: PeerId, now: Seconds) -> list[Effect]:
         neighbor = self._neighbors.get(peer)
@@ -256,12 +261,24 @@ class PeerMachine:
         neighbor = self._neighbors[peer]
         neighbor.reached = max(neighbor.reached, message.round)
         if message.round < self._round or (message.round == self._round and self._averaging):
+            self._note_late(neighbor)
             return [RefuseBulk(f"late: round {message.round}, this peer is in {self._round}")]
         if message.round > self._round + LOOKAHEAD:
             return [RefuseBulk(f"early: round {message.round}, this peer is in {self._round}")]
         if message.round in neighbor.updates:
             return [RefuseBulk(f"round {message.round} is here already")]
         return [AcceptBulk()]
+
+    @staticmethod
+    def _note_late(neighbor: _Neighbor) -> None:
+        """Wait again for a neighbor that lives and lags: it does not wait for us, and so catches up while we do.
+
+        Two peers that stalled behind the same third may else miss each other for ever, some rounds apart. One that is
+        always late costs a deadline ever more rarely: after 2, 4, 8, ... late updates.
+        """
+        neighbor.late += 1
+        if not neighbor.in_step and neighbor.late >= 2 ** min(neighbor.misses, 20):
+            neighbor.in_step, neighbor.late = True, 0
 
     def _on_update(self, peer: PeerId, message: Message, payload: bytearray, now: Seconds) -> list[Effect]:
         if not isinstance(message, Update):
@@ -274,6 +291,8 @@ class PeerMachine:
             np.frombuffer(payload, np.dtype("<f4")),
             Claim(message.spread, message.complete),
         )
+        if message.round == self._round:
+            neighbor.misses = 0
         neighbor.in_step = True
         return self._proceed()
 
@@ -344,7 +363,7 @@ class PeerMachine:
         self._averaging = False
         effects: list[Effect] = []
         for peer in result.rejected:
-            effects += self._drop(peer, Malformed("sent NaN or infinity in an update", peer))
+            effects += self._drop(peer, Malformed("sent NaN, infinity or values over 1e30 in an update", peer))
         effects.append(Emit(self._record(result, now)))
         self._vector = result.vector
         effects.append(Adopt(self._round, self._vector))
@@ -403,8 +422,8 @@ class PeerMachine:
     # Leaving
 
     def _on_stop(self, now: Seconds) -> list[Effect]:
-        self._stop_asked = True
-        if self._state in (State.STARTING, State.LINKING, State.LEAVING):
+        again, self._stop_asked = self._stop_asked, True
+        if again or self._state in (State.STARTING, State.LINKING, State.LEAVING):
             return self._finish(None)
         return self._leave(now) if self._waiting else []
 
@@ -443,24 +462,33 @@ class PeerMachine:
             case "heartbeat":
                 return self._on_heartbeat(now)
             case "round" if self._waiting:
-                for neighbor in self._neighbors.values():
-                    neighbor.in_step = neighbor.in_step and not self._is_awaited(neighbor)
+                for neighbor in filter(self._is_awaited, self._neighbors.values()):
+                    neighbor.in_step, neighbor.late = False, 0
+                    neighbor.misses += 1
                 return self._average()
             case "leave" if self._state is State.LEAVING:
                 return self._finish(None)
         return []
 
     def _on_heartbeat(self, now: Seconds) -> list[Effect]:
-        effects: list[Effect] = [SetTimer("heartbeat", Seconds(now + self._plan.deadlines.heartbeat))]
+        # A timer that comes late says that this peer slept, not its neighbors: what they sent is still to be read.
+        slept = now - self._heartbeat_due > self._plan.deadlines.heartbeat
+        effects = self._set_heartbeat(now)
         for peer, neighbor in self._neighbors.items():
             if not neighbor.linked:
                 continue
+            if slept:
+                neighbor.heard_at = now
             silent = now - neighbor.heard_at
             if silent > self._plan.deadlines.silence:
-                effects += self._drop(peer, RemoteError(f"gave no sign of life for {silent:.0f} s", peer))
+                effects.append(DropLink(peer, f"no sign of life for {silent:.0f} s"))
             else:
                 effects.append(Send(peer, Ping(self._plan.charter, self._round)))
         return effects
+
+    def _set_heartbeat(self, now: Seconds) -> list[Effect]:
+        self._heartbeat_due = Seconds(now + self._plan.deadlines.heartbeat)
+        return [SetTimer("heartbeat", self._heartbeat_due)]
 
     def _enter(self, state: State) -> list[Effect]:
         if state is self._state:

@@ -172,7 +172,7 @@ def blame(
         yield
     except P2pflError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         place = _place(Path(getattr(sys.modules.get(type(task).__module__), "__file__", None) or "?"), error)
         raise failure(
             f"{context}{place}: {type(task).__name__}.{method} raised {_reason(error)}; correct the task or its data"

@@ -22,6 +22,7 @@ from p2pfl.core.machine import (
     Compute,
     Computed,
     Disconnect,
+    DropLink,
     Effect,
     Emit,
     Finish,
@@ -127,6 +128,11 @@ class Driver:
         if self._error is not None:
             raise self._error
 
+    @property
+    def is_training(self) -> bool:
+        """Whether a thread still makes local steps."""
+        return self._thread.borrowed_tokens > 0
+
     def stop(self) -> None:
         """Ask the machine to leave."""
         self.feed(StopRequested())
@@ -134,17 +140,20 @@ class Driver:
     def feed(self, input: Input) -> None:
         """Hand `input` to the machine and carry out what it answers; inputs that this causes come after."""
         self._inputs.append(input)
-        if self._handling:
+        if self._handling or self._finished.is_set():
             return
         self._handling = True
         try:
             while self._inputs:
                 for effect in self._machine.handle(self._inputs.popleft(), Seconds(trio.current_time())):
                     self._carry_out(effect)
+        except Exception as error:  # noqa: BLE001 - raised by `run`; here it would end in some lane's handler
+            self._error = error
+            self._finished.set()
         finally:
             self._handling = False
 
-    def _carry_out(self, effect: Effect) -> None:
+    def _carry_out(self, effect: Effect) -> None:  # noqa: PLR0912 - a case for each effect
         match effect:
             case Send(peer, message):
                 self._links.send(peer, message)
@@ -162,6 +171,8 @@ class Driver:
                 self._timers.pop(key, None)
             case Disconnect(peer, error):
                 self._links.ban(peer, error.reason)
+            case DropLink(peer, reason):
+                self._links.drop(peer, reason)
             case Train(round, vector):
                 self._start(self._train, round, vector)
             case Compute():
@@ -190,6 +201,9 @@ class Driver:
             )
         except P2pflError as error:
             self.feed(WorkFailed(error))
+        except Exception as error:  # noqa: BLE001 - a fault of ours, raised by `run`
+            self._error = error
+            self._finished.set()
         else:
             for event in events:
                 self._hooks.emit(event)

@@ -7,13 +7,12 @@ on whatever the machine does, so a slow round never stalls a neighbor's writes.
 
 import random
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 import trio
 
-from p2pfl.core.errors import Malformed, P2pflError, RemoteError, StreamReset, TransportError
+from p2pfl.core.errors import Malformed, RemoteError, StreamReset, TransportError
 from p2pfl.core.ids import PeerId, Seconds
 from p2pfl.core.wire import Hello, Message, digest, payload_length
 from p2pfl.node.framing import read_message, read_payload, skip_payload, write_bulk, write_message
@@ -29,7 +28,8 @@ GRACE = Seconds(1.0)
 """How long the connection to such a neighbor stands after the last thing read from it. A guess: many round trips."""
 MAX_CONTROL, MAX_BULK = 64, 4
 """Messages queued for a neighbor that reads slowly; the oldest give way: each is worth less than the one after it."""
-FLUSH_TIMEOUT = Seconds(5.0)
+FLUSH_TIMEOUT, CLOSE_TIMEOUT = Seconds(5.0), Seconds(2.0)
+"""How long a leaving peer waits for what it wrote to be taken. A guess; a neighbor that hangs costs no more."""
 
 
 class LinkEvents(Protocol):
@@ -132,11 +132,20 @@ class Links:
     def ban(self, peer: PeerId, reason: str) -> None:
         """Close the link to a neighbor that broke the protocol, and do not seek it for `PENALTY` seconds."""
         link = self._links.get(peer)
+        if link is None or _is_banned(link):
+            return
+        link.banned_until = Seconds(trio.current_time() + PENALTY)
+        self._take_down(link, reason)
+        if self._nursery is not None:
+            self._nursery.start_soon(self._part, peer)
+
+    def drop(self, peer: PeerId, reason: str) -> None:
+        """Close the link to a neighbor that is silent, and seek it again at once."""
+        link = self._links.get(peer)
         if link is not None:
-            link.banned_until = Seconds(trio.current_time() + PENALTY)
             self._take_down(link, reason)
             if self._nursery is not None:
-                self._nursery.start_soon(self._part, peer)
+                self._nursery.start_soon(self._transport.disconnect, peer)
 
     async def _part(self, peer: PeerId) -> None:
         # Nothing more is read from it; but our Hello, which may tell it what it did wrong, gets the time to arrive.
@@ -158,23 +167,36 @@ class Links:
             await trio.sleep(pause * self._jitter.uniform(0.5, 1.0))
 
     async def _hold(self, link: _Link) -> None:
-        """Open the outgoing lanes and write to them until the link breaks."""
+        """Open the outgoing lanes and write to them until the link is taken down."""
         if not self._transport.is_connected(link.peer):
             await self._await_dial(link)
             await self._transport.connect(link.peer, link.addresses, DIAL_TIMEOUT)
-        async with AsyncExitStack() as stack:
-            lanes: dict[LaneKind, OutgoingLane] = {}
-            for kind in LaneKind:
-                lanes[kind] = await self._transport.open(link.peer, kind)
-                stack.push_async_callback(_close_shielded, lanes[kind])
-            await write_message(lanes[LaneKind.CONTROL], self._hello())
+        lanes: dict[LaneKind, OutgoingLane] = {}
+        taken_down = True
+        try:
+            await self._open(link, lanes)
             with trio.CancelScope() as scope:
                 link.outgoing = scope
                 self._raise_up(link)
-                try:
-                    await self._write_lanes(link, lanes)
-                finally:
-                    link.outgoing = None
+                async with trio.open_nursery() as nursery:
+                    for kind, lane in lanes.items():
+                        nursery.start_soon(self._write, link, link.queues[kind], lane)
+        except trio.Cancelled:
+            taken_down = False  # we leave: what is written shall arrive
+            raise
+        finally:
+            link.outgoing = None
+            await _end(lanes.values(), reset=taken_down)
+
+    async def _open(self, link: _Link, lanes: dict[LaneKind, OutgoingLane]) -> None:
+        try:
+            for kind in LaneKind:
+                lanes[kind] = await self._transport.open(link.peer, kind)
+            await write_message(lanes[LaneKind.CONTROL], self._hello())
+        except TransportError:
+            # A connection that takes no lanes is dead, though nobody said so; the next attempt dials anew.
+            await self._transport.disconnect(link.peer)
+            raise
 
     async def _await_dial(self, link: _Link) -> None:
         if self._transport.identity < link.peer:
@@ -183,39 +205,39 @@ class Links:
             while not self._transport.is_connected(link.peer):
                 await link.changed.wait()
 
-    async def _write_lanes(self, link: _Link, lanes: Mapping[LaneKind, OutgoingLane]) -> None:
-        try:
-            async with trio.open_nursery() as nursery:
-                for kind, lane in lanes.items():
-                    nursery.start_soon(self._write, link, link.queues[kind], lane)
-        except* StreamReset as group:
-            # Both writers of a broken connection may fail; one reason is enough.
-            raise _first(group) from None
-
     async def _write(
         self, link: _Link, queue: deque[tuple[Message, memoryview | None, bytes]], lane: OutgoingLane
     ) -> None:
-        while True:
-            while not queue:
-                await link.changed.wait()
-            while queue:
-                message, payload, trailer = queue.popleft()
-                link.writing += 1
-                try:
-                    if payload is None:
-                        await write_message(lane, message)
-                    else:
-                        await write_bulk(lane, message, payload, trailer)
-                finally:
-                    link.writing -= 1
-            link.notify()
+        try:
+            while True:
+                while not queue:
+                    await link.changed.wait()
+                await self._write_queued(link, queue, lane)
+                link.notify()
+        except StreamReset as error:
+            # Told, not raised: both writers of a broken connection fail, and one may be cancelled by the other's end.
+            self._take_down(link, str(error))
+
+    async def _write_queued(
+        self, link: _Link, queue: deque[tuple[Message, memoryview | None, bytes]], lane: OutgoingLane
+    ) -> None:
+        while queue:
+            message, payload, trailer = queue.popleft()
+            link.writing += 1
+            try:
+                if payload is None:
+                    await write_message(lane, message)
+                else:
+                    await write_bulk(lane, message, payload, trailer)
+            finally:
+                link.writing -= 1
 
     # Incoming lanes
 
     async def accept(self, kind: LaneKind, lane: IncomingLane) -> None:
         """Read an incoming lane until it ends; the transport's `LaneHandler`."""
         link = self._links.get(lane.peer)
-        if link is None:
+        if link is None or _is_banned(link):
             await lane.reset()
             return
         link.incoming[kind] = lane
@@ -239,8 +261,8 @@ class Links:
             self._take_down(link, reason)
 
     async def _read(self, link: _Link, kind: LaneKind, lane: IncomingLane) -> None:
-        if kind is LaneKind.CONTROL:
-            await self._read_hello(link, lane)
+        if kind is LaneKind.CONTROL and not await self._read_hello(link, lane):
+            return
         while not _is_banned(link) and (message := await read_message(lane)) is not None:
             is_bulk = payload_length(message) > 0
             if is_bulk != (kind is LaneKind.BULK):
@@ -252,15 +274,19 @@ class Links:
             elif not _is_banned(link):
                 await skip_payload(lane, message)
 
-    async def _read_hello(self, link: _Link, lane: IncomingLane) -> None:
+    async def _read_hello(self, link: _Link, lane: IncomingLane) -> bool:
+        """Read the first message of a control lane; False where the lane ended before, as after half a dial."""
         link.greeted = False
         message = await read_message(lane)
+        if message is None:
+            return False
         if not isinstance(message, Hello):
             raise Malformed("did not say Hello first", link.peer)
         self._events.message(link.peer, message)
         if not _is_banned(link):
             link.greeted = True
             self._raise_up(link)
+        return True
 
     # Up and down
 
@@ -284,15 +310,9 @@ def _is_banned(link: _Link) -> bool:
     return link.banned_until > trio.current_time()
 
 
-async def _close_shielded(lane: OutgoingLane) -> None:
-    with trio.CancelScope(shield=True), trio.move_on_after(FLUSH_TIMEOUT):
-        await lane.close()
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> P2pflError:
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            return _first(error)
-        if isinstance(error, P2pflError):
-            return error
-    raise AssertionError("an exception group of another kind")
+async def _end(lanes: Iterable[OutgoingLane], reset: bool) -> None:
+    """End lanes, all at once and within bounded time, whatever is cancelled."""
+    with trio.CancelScope(shield=True), trio.move_on_after(CLOSE_TIMEOUT):
+        async with trio.open_nursery() as nursery:
+            for lane in lanes:
+                nursery.start_soon(lane.reset if reset else lane.close)

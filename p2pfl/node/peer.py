@@ -2,23 +2,25 @@
 
 import signal
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 import torch
 import trio
 
-from p2pfl.core.errors import P2pflError
+from p2pfl.core.errors import StoreFailed
 from p2pfl.core.ids import PeerId, Round
 from p2pfl.core.machine import Vector
 from p2pfl.core.trace import Evaluated, Event, Note, PeerFinished, PeerStarted, Refused
 from p2pfl.gossip.peer_machine import PeerMachine, Plan
-from p2pfl.learning.task import read_data
+from p2pfl.learning.task import make_model, read_data
 from p2pfl.learning.trainer import Trainer
-from p2pfl.learning.vector import flatten, load_model, notes, save_model
+from p2pfl.learning.vector import assign, flatten, load_model, notes, save_model
 from p2pfl.node.driver import Driver, Hooks
 from p2pfl.node.federation import HISTORY_FILE, MODEL_FILE, Federation, Home, open_federation, own_membership
 from p2pfl.node.libp2p.host import ChannelTerms, Libp2pTransport
+from p2pfl.node.store import exclusive
 from p2pfl.node.tracefile import TRACE_FILE, TraceWriter
 
 
@@ -53,9 +55,13 @@ class ModelKeeper:
         self._keep(self.rounds)
 
     def _keep(self, rounds: int) -> None:
-        if self._history is not None and rounds % self._every == 0:
+        if self._history is None or rounds % self._every:
+            return
+        try:
             self._history.write(self.vector.astype("<f4", copy=False).data)
             self._history.flush()
+        except OSError as error:
+            raise StoreFailed(f"{self._history.name}: cannot be written: {error.strerror}; make room") from error
 
 
 @dataclass(frozen=True)
@@ -110,25 +116,28 @@ class Peer:
         return cls(home, federation, transport, PeerMachine(plan, initial), trainer, initial, started, plan)
 
     def run(self) -> None:
-        """Run until the federation's last round, or until asked to stop (SIGINT, SIGTERM).
+        """Run until the federation's last round, or until asked to stop (SIGINT, SIGTERM, SIGHUP).
 
         Raises:
             P2pflError: the run failed.
         """
         torch.set_num_threads(1)
         run_path = self.home.run_path
-        trace = TraceWriter(run_path / TRACE_FILE, lambda: (self.transport.bytes_in, self.transport.bytes_out))
-        try:
-            trio.run(self._run, trace)
-        finally:
-            trace.close()
+        with exclusive(run_path, "a peer runs in this folder already; stop it first"):
+            trace = TraceWriter(run_path / TRACE_FILE, lambda: (self.transport.bytes_in, self.transport.bytes_out))
+            try:
+                trio.run(self._run, trace)
+            finally:
+                trace.close()
 
     async def _run(self, trace: TraceWriter) -> None:
         trace.write(self.started)
         for text in notes(self.trainer.model):
             trace.write(Note(text))
         every = self.home.config.history_every
-        history = (self.home.run_path / HISTORY_FILE).open("wb") if every else None
+        path = self.home.run_path / HISTORY_FILE
+        path.unlink(missing_ok=True)  # not truncated: somebody may be reading the last run's
+        history = path.open("wb") if every else None
         keeper = ModelKeeper(self.initial, history, every)
         held: list[PeerFinished] = []
 
@@ -142,18 +151,22 @@ class Peer:
                 trace.write(event)
 
         try:
-            await self._drive(Hooks(emit, keeper.adopt))
-        except P2pflError as error:
-            trace.write(held[-1] if held else PeerFinished("failed", keeper.rounds, agreed=False, reason=str(error)))
+            idle = await self._drive(Hooks(emit, keeper.adopt))
+        except Exception as error:
+            with suppress(StoreFailed):  # told by the error itself
+                failed = PeerFinished("failed", keeper.rounds, agreed=False, reason=str(error))
+                trace.write(held[-1] if held else failed)
             raise
         finally:
             if history is not None:
                 history.close()
-        trace.write(Evaluated(keeper.rounds, self.trainer.evaluate(keeper.vector)))
+        if idle:
+            trace.write(Evaluated(keeper.rounds, self.trainer.evaluate(keeper.vector)))
         self._save(keeper)
         trace.write(held[-1])
 
-    async def _drive(self, hooks: Hooks) -> None:
+    async def _drive(self, hooks: Hooks) -> bool:
+        """Run to the end; return whether the trainer is free, and not left behind in the middle of local steps."""
         addresses: dict[PeerId, tuple[str, ...]] = {
             PeerId(member.peer_id): member.addresses
             for member in self.federation.charter.members
@@ -161,24 +174,26 @@ class Peer:
         }
         worker = LocalTraining(self.trainer, self.home.config.evaluate_every)
         driver = Driver(self.machine, self.transport, addresses, self.plan.charter, worker, hooks)
-        failed: P2pflError | None = None
+        failed: Exception | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_stop_on_signal, driver)
             try:
                 await driver.run(self.home.config.listen)
-            except P2pflError as error:
-                failed = error  # raised outside the nursery, which would wrap it in a group
+            except Exception as error:  # noqa: BLE001 - raised outside the nursery, which would wrap it in a group
+                failed = error
             nursery.cancel_scope.cancel()
         if failed is not None:
             raise failed
+        return not driver.is_training
 
     def _save(self, keeper: ModelKeeper) -> None:
-        # `evaluate` has left the kept vector in the model.
+        model = make_model(self.federation.task.task)
+        assign(model, keeper.vector)
         metadata = {"charter": self.plan.charter.hex(), "member": self.started.member, "rounds": str(keeper.rounds)}
-        save_model(self.home.run_path / MODEL_FILE, self.trainer.model, metadata)
+        save_model(self.home.run_path / MODEL_FILE, model, metadata)
 
 
 async def _stop_on_signal(driver: Driver) -> None:
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
         async for _ in signals:
             driver.stop()

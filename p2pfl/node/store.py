@@ -1,11 +1,12 @@
 """Files: read with errors a person can act on, written whole or not at all, keys for their owner's eyes only."""
 
+import fcntl
 import getpass
 import hashlib
 import os
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from p2pfl.core.errors import InvalidConfig
@@ -13,6 +14,7 @@ from p2pfl.crypto.identity import SEED_BYTES, Identity
 from p2pfl.crypto.keyfile import ENTROPY_BYTES, is_sealed, open_identity, seal_identity
 
 KEY_MODE = 0o600
+LOCK_FILE = ".lock"
 PASSPHRASE_VARIABLE = "P2PFL_PASSPHRASE"  # noqa: S105 - the name of a variable
 
 
@@ -81,6 +83,26 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def exclusive(folder: Path, otherwise: str) -> Iterator[None]:
+    """Hold a folder for this process alone, while the context lasts; a process that dies holds nothing.
+
+    Raises:
+        InvalidConfig: another process holds it, with `otherwise` as the reason; or the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK_FILE).open("w")
+    except OSError as error:
+        raise InvalidConfig(f"{folder}: cannot be used: {error.strerror}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InvalidConfig(f"{folder}: {otherwise}") from error
+        yield
 
 
 def create_identity(

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from p2pfl.core.errors import InvalidConfig
+from p2pfl.core.errors import InvalidConfig, StoreFailed
 from p2pfl.core.trace import Entry, Event, decode_entry, encode_entry
 
 TRACE_FILE = "trace.jsonl"
@@ -24,12 +24,22 @@ class TraceWriter:
             self._file = path.open("a", buffering=1, encoding="utf-8")
         except OSError as error:
             raise InvalidConfig(f"{path}: the trace cannot be written: {error.strerror}") from error
+        self._path = path
         self._traffic = traffic
 
     def write(self, event: Event) -> None:
-        """Append `event`."""
+        """Append `event`.
+
+        Raises:
+            StoreFailed: the file cannot be written any more.
+        """
         bytes_in, bytes_out = self._traffic()
-        self._file.write(encode_entry(Entry(time.time(), bytes_in, bytes_out, event)) + "\n")
+        try:
+            self._file.write(encode_entry(Entry(time.time(), bytes_in, bytes_out, event)) + "\n")
+        except OSError as error:
+            raise StoreFailed(
+                f"{self._path}: cannot be written: {error.strerror}; make room and start again"
+            ) from error
 
     def close(self) -> None:
         """Close the file."""

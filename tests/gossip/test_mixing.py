@@ -90,3 +90,12 @@ def test_the_weights_of_who_is_missing_or_not_finite_go_to_oneself() -> None:
     alone = average(own, {}, weights)
     np.testing.assert_array_equal(alone.vector, own)
     assert alone.spread == 0
+
+
+def test_huge_values_are_rejected_before_they_overflow_what_peers_compute_from_them() -> None:
+    a, b = PeerId("a"), PeerId("b")
+    own = np.zeros(3, np.float32)
+    result = average(own, {a: np.full(3, 1e20, np.float32), b: np.full(3, 3e38, np.float32)}, {a: 0.4, b: 0.4})
+    assert (result.heard, result.rejected) == ((a,), (b,))
+    assert result.spread == pytest.approx(3e40, rel=1e-3)
+    assert np.isfinite(result.vector).all()

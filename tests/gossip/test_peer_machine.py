@@ -6,24 +6,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pfl.core.errors import Malformed, NotAMember, OutOfTurn, RoundFailed, TooLarge, WrongCharter
-from p2pfl.core.ids import PeerId, Round
+from p2pfl.core.ids import PeerId, Round, Seconds
 from p2pfl.core.machine import (
     AcceptBulk,
     BulkOffered,
     BulkReceived,
     Computed,
     Disconnect,
+    DropLink,
     Effect,
+    LinkDown,
     LinkUp,
     Received,
     RefuseBulk,
     SendBulk,
     Started,
     StopRequested,
+    TimerFired,
     Trained,
     Vector,
 )
-from p2pfl.core.trace import PeerFinished, Refused, RoundEnded
+from p2pfl.core.trace import LinkChanged, PeerFinished, Refused, RoundEnded
 from p2pfl.core.wire import Bye, Hello, Ping, Update
 from p2pfl.gossip.mixing import consensus_distance, metropolis_hastings
 from p2pfl.gossip.peer_machine import overlay_of
@@ -171,6 +174,61 @@ def test_a_neighbor_is_waited_for_again_once_it_keeps_step(lost: set[int], reaso
     absent = [record.absent for record in records(pump, other)]
     assert absent[1] == {"m0": reason}
     assert absent[-1] == {}, "a neighbor heard in the current round is in step again"
+
+
+@pytest.mark.parametrize("topology", ["ring", "exponential"])
+def test_one_that_falls_silent_parts_nobody_else(topology: str) -> None:
+    """Its neighbors wait, then theirs, and all deadlines end at once: healthy peers must find each other again."""
+    charter = charter_for(8, SIZE, rounds=60, topology=topology, settle_rounds=0)
+    pump = Pump(charter, initial_vectors(charter.roster()), keep)
+    silent = pump.roster[3]
+    from_round = Round(5)
+    pump.drop = lambda sender, receiver, effect: (
+        sender == silent and isinstance(effect, SendBulk) and effect.message.round >= from_round
+    )
+    pump.start()
+    pump.run()
+    for peer in pump.roster:
+        if peer == silent:
+            continue
+        late = [record for record in records(pump, peer) if record.round >= 45]
+        assert {name for record in late for name in record.absent} <= {"m3"}
+
+
+def test_silence_takes_the_link_down_and_is_no_crime(waiting: tuple[Pump, PeerId, PeerId]) -> None:
+    pump, me, other = waiting
+    beat, silence = pump.charter.deadlines.heartbeat, pump.charter.deadlines.silence
+    third = pump.roster[2]
+    while pump.now <= silence + beat:
+        pump.now = Seconds(pump.now + beat)
+        pump.feed(me, Received(third, Ping(pump.charter.hash(), Round(0))))
+        effects = pump.feed(me, TimerFired("heartbeat"))
+        dropped = [effect.peer for effect in effects if isinstance(effect, DropLink)]
+        if dropped:
+            break
+    assert dropped == [other]
+    assert pump.now > silence
+    assert not pump.nodes[me].banned
+    pump.feed(me, LinkDown(other, "silent"))
+    pump.feed(me, LinkUp(other))
+    assert [event.up for event in pump.nodes[me].events if isinstance(event, LinkChanged)][-2:] == [False, True]
+
+
+def test_a_peer_that_slept_blames_nobody(waiting: tuple[Pump, PeerId, PeerId]) -> None:
+    pump, me, _ = waiting
+    pump.now = Seconds(1000.0)
+    assert not any(isinstance(effect, DropLink) for effect in pump.feed(me, TimerFired("heartbeat")))
+
+
+def test_asked_twice_a_peer_leaves_at_once() -> None:
+    charter = charter_for(2, SIZE)
+    pump = Pump(charter, initial_vectors(charter.roster()), keep)
+    me = pump.roster[0]
+    pump.feed(me, Started())
+    pump.feed(me, LinkUp(pump.roster[1]))
+    assert pump.feed(me, StopRequested()) == []
+    pump.feed(me, StopRequested())
+    assert pump.nodes[me].finished
 
 
 def test_without_neighbors_the_run_fails_with_their_names() -> None:

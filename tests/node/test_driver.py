@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import trio
 
-from p2pfl.core.errors import P2pflError, RoundFailed
+from p2pfl.core.errors import P2pflError, RoundFailed, StoreFailed, StreamReset
 from p2pfl.core.ids import PeerId, Round
 from p2pfl.core.machine import Vector
 from p2pfl.core.trace import Event, LinkChanged, PeerFinished, Refused, RoundEnded
@@ -15,7 +15,7 @@ from p2pfl.gossip.mixing import metropolis_hastings
 from p2pfl.gossip.peer_machine import PeerMachine, Plan, overlay_of
 from p2pfl.node.driver import Driver, Hooks, Refusals
 from p2pfl.node.transport import LaneKind
-from tests.memory import MemoryNetwork, MemoryTransport, run_trio
+from tests.memory import End, MemoryLane, MemoryNetwork, MemoryTransport, run_trio
 from tests.pump import charter_for
 
 SIZE = 300_000
@@ -191,6 +191,55 @@ def test_training_that_fails_ends_the_run_with_its_reason() -> None:
     finished = running.events[unlucky][-1]
     assert isinstance(finished, PeerFinished)
     assert (finished.outcome, finished.reason) == ("failed", "training diverged in round 0: the loss is nan")
+
+
+def test_a_trace_that_cannot_be_written_ends_the_run_with_its_reason() -> None:
+    running = Running(n=3, size=8, rounds=30, topology="complete")
+    unlucky = running.charter.roster()[0]
+
+    class FullDisk(list[Event]):
+        def append(self, event: Event) -> None:
+            if isinstance(event, RoundEnded) and event.round == 3:
+                raise StoreFailed("trace.jsonl: cannot be written: no space left")
+            super().append(event)
+
+    running.events[unlucky] = FullDisk()
+    running.drivers[unlucky] = running.driver(unlucky, AddOne())
+    run_trio(running.run)
+    assert set(running.errors) == {unlucky}
+    assert str(running.errors[unlucky]) == "trace.jsonl: cannot be written: no space left"
+    for peer in running.charter.roster()[1:]:
+        assert len([record for record in running.rounds(peer) if not record.settling]) == 30
+
+
+class StalledLane(End):
+    """A lane whose reader has stopped: writes wait until the lane is reset, and fail then."""
+
+    def __init__(self, lane: MemoryLane, peer: PeerId) -> None:
+        super().__init__(lane, peer)
+        self.lane = lane
+
+    async def write(self, data: object) -> None:
+        while not self.lane.broken:
+            await self.lane.changed.wait()
+        raise StreamReset("the lane is broken")
+
+
+def test_a_neighbor_that_stops_reading_is_given_up_and_the_peer_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both writers to it are stuck when the link is taken down: one is cancelled, the other may fail as well."""
+    running = Running(n=3, size=8, rounds=40, topology="complete")
+    left, stalled, _ = running.charter.roster()
+
+    async def stall() -> None:
+        for lane in running.network.lanes[frozenset((left, stalled))]:
+            monkeypatch.setattr(lane, "write", StalledLane(lane, stalled).write)
+        await trio.lowlevel.checkpoint()
+        await running.network.cut(left, stalled)
+
+    running.drivers[left] = running.driver(left, AddOneAnd(5, stall))
+    run_trio(running.run)
+    assert not running.errors
+    assert all(isinstance(running.events[peer][-1], PeerFinished) for peer in running.charter.roster())
 
 
 def test_a_stopped_peer_leaves_at_a_rounds_end() -> None:

@@ -243,7 +243,7 @@ async def test_4_a_frame_that_never_ends_costs_the_connection(muxer: Any, monkey
 @trio_test
 async def test_5_a_reader_that_pauses_fails_nobody() -> None:
     """For how long, `test_yamux` tests in virtual time."""
-    data = bytes(10_000_000)
+    data = bytes(40_000_000)
     async with pair() as (a, b), trio.open_nursery() as nursery:
         outgoing, incoming = await a.lane_to(b)
         nursery.start_soon(outgoing.write, data)
@@ -270,7 +270,7 @@ async def test_5_a_writer_beyond_its_credit_costs_the_connection() -> None:
         await assert_works(a, b)  # the credit has come
         outgoing._raw._credit.grant(1)
         with pytest.raises(StreamReset):
-            await outgoing.write(bytes(20_000_000))
+            await outgoing.write(bytes(40_000_000))
         assert not b.transport.is_connected(a.identity)
 
 
