@@ -390,7 +390,7 @@ def report(best: dict[str, float], size: int, options: argparse.Namespace) -> No
             0.6,
         ),
     }
-    print(f"\nSM4-GCM alone seals {cipher:.0f} MB/s on one core; a transfer seals on one and opens on another")
+    print(f"\nSM4-GCM alone: {cipher:.0f} MB/s with one process sealing while another opens")
     targets = {
         name: {"value": round(value, 3), "target": target, "met": value >= target}
         for name, (value, target) in ratios.items()
@@ -402,17 +402,40 @@ def report(best: dict[str, float], size: int, options: argparse.Namespace) -> No
 
 
 def sm4_cipher_speed() -> float:
-    """Return how many MB/s the suite's SM4-GCM seals in pieces of the channel's size."""
+    """Return how many MB/s SM4-GCM carries with a process sealing and another opening at the same time, and no network.
+
+    That is what the cipher alone allows a channel here: the two ends share the machine's cores.
+    """
+    context = multiprocessing.get_context("spawn")
+    start = context.Barrier(2)
+    mine, theirs = context.Pipe()
+    workers = [
+        context.Process(target=cipher_process, args=(opens, start, theirs), daemon=True) for opens in (True, False)
+    ]
+    for worker in workers:
+        worker.start()
+    speeds = [mine.recv() for _ in workers]
+    for worker in workers:
+        worker.join(20)
+    return min(speeds)
+
+
+def cipher_process(opens: bool, start: Any, pipe: Connection) -> None:
+    """Seal or open pieces of the channel's size for a second, at the same time as the other; report MB/s."""
     from p2pfl.crypto.suite import suite  # noqa: PLC0415
 
-    aead = suite("sm4").aead(bytes(16))
-    piece, out = bytes(PIECE), memoryview(bytearray(PIECE + 16))
-    best = float("inf")
-    for number in range(100):
-        began = time.perf_counter()
-        aead.seal_into(number.to_bytes(12, "big"), piece, b"", out)
-        best = min(best, time.perf_counter() - began)
-    return PIECE / best / 1e6
+    aead, nonce = suite("sm4").aead(bytes(16)), bytes(12)
+    piece, record = bytearray(PIECE), bytearray(PIECE + 16)
+    aead.seal_into(nonce, piece, b"", memoryview(record))
+    start.wait()
+    began, count = time.perf_counter(), 0
+    while time.perf_counter() < began + 1.0:
+        if opens:
+            aead.open_into(nonce, record, b"", memoryview(piece))
+        else:
+            aead.seal_into(nonce, piece, b"", memoryview(record))
+        count += 1
+    pipe.send(PIECE * count / (time.perf_counter() - began) / 1e6)
 
 
 if __name__ == "__main__":
