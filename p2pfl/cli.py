@@ -241,26 +241,47 @@ def demo(
     run: Annotated[Path | None, typer.Option(help="The run's folder; by default a new one in runs/.")] = None,
 ) -> None:
     """Let a federation of real peers train on this machine, and see what it gained."""
-    from p2pfl.node.launcher import preload
+    from p2pfl.node.launcher import interrupted_by_signals, preload
 
-    # Peers load torch and libp2p while the charter is drawn up here.
-    preload()
     path = run or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
-    _demo(path, peers=peers, topology=topology, rounds=rounds, task=task, alpha=alpha, seed=seed, suite=suite)
+    numbered = run is None
+    with interrupted_by_signals():
+        # Peers load torch and libp2p while the charter is drawn up here.
+        preload()
+        _demo(
+            path,
+            numbered,
+            peers=peers,
+            topology=topology,
+            rounds=rounds,
+            task=task,
+            alpha=alpha,
+            seed=seed,
+            suite=suite,
+        )
 
 
-def _demo(path: Path, **settings: Any) -> None:
+def _demo(path: Path, numbered: bool, **settings: Any) -> None:
+    from p2pfl.core.errors import RoundFailed
+    from p2pfl.node.launcher import describe
     from p2pfl.node.live import LiveView
     from p2pfl.simulation.demo import DemoSettings, prepare_demo, run_demo
     from p2pfl.simulation.report import report as make_report
 
     chosen = DemoSettings(**settings)
-    federation = prepare_demo(path, chosen)
+    federation = prepare_demo(path, chosen, numbered)
+    path = federation.path
     console = Console(highlight=False)
     with LiveView([home.config.name for home in federation.homes], chosen.rounds, console, str(path)) as view:
-        run_demo(federation, view, debug=_debug)
+        failures = run_demo(federation, view, debug=_debug)
     console.print(make_report(path))
+    killed = {name: failure for name, failure in failures.items() if failure.killed}
+    if killed:
+        _say(f"{describe(killed, chosen.peers)}: the others went on")
     _say_next(path)
+    failed = {name: failure for name, failure in failures.items() if not failure.killed}
+    if failed:
+        raise RoundFailed(describe(failed, chosen.peers))
 
 
 def _say_next(path: Path) -> None:

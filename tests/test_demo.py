@@ -6,17 +6,24 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from p2pfl.core.errors import InvalidConfig, Malformed
 from p2pfl.core.trace import PeerFinished, RoundEnded
 from p2pfl.gossip.mixing import consensus_distance
 from p2pfl.learning.task import load_task, make_model
 from p2pfl.learning.vector import flatten, load_model
+from p2pfl.node.launcher import LocalFederation
 from p2pfl.node.tracefile import TRACE_FILE, read_trace
+from p2pfl.simulation import demo as demo_module
+from p2pfl.simulation.demo import DemoSettings, prepare_demo, run_demo
+from p2pfl.simulation.results import read_history
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -43,7 +50,7 @@ class Demo:
     def end(self) -> int:
         """Wait for every process of the demo; return the command's exit code."""
         assert self.process.stdout is not None
-        self.process.stdout.read()
+        self.rest = self.process.stdout.read()
         self.process.stdout.close()
         code = self.process.wait()
         assert not running_in_group(self.process.pid)
@@ -169,3 +176,115 @@ def test_peers_finish_without_their_launcher(tmp_path: Path, start: Callable[...
         finished = read_trace(run / "peers" / peer / TRACE_FILE)[-1].event
         assert isinstance(finished, PeerFinished)
         assert finished.outcome == "done"
+
+
+@pytest.mark.parametrize(("seen", "sent"), [("training", signal.SIGTERM), ("UNMASKED", signal.SIGINT)])
+def test_what_a_terminal_sends_to_all_processes_stops_them_in_order(
+    tmp_path: Path, start: Callable[..., Demo], seen: str, sent: signal.Signals
+) -> None:
+    run = tmp_path / "run"
+    demo = start(run, "--peers", "3", "--rounds", "1000000")
+    demo.wait_for(seen)
+    os.killpg(demo.process.pid, sent)
+    assert demo.end() == 130
+    assert demo.rest.endswith("stopped\n")
+    assert "Traceback" not in demo.rest
+    if seen == "training":
+        for peer in ("peer-0", "peer-1", "peer-2"):
+            finished = read_trace(run / "peers" / peer / TRACE_FILE)[-1].event
+            assert isinstance(finished, PeerFinished)
+            assert finished.outcome == "stopped"
+
+
+class FakeLauncher:
+    """Peers that end after a few looks at them."""
+
+    looks = 3
+    stopped_after = -1
+
+    def __init__(self, federation: LocalFederation, debug: bool) -> None:
+        del federation, debug
+        FakeLauncher.looks, FakeLauncher.stopped_after = 3, -1
+
+    def start(self) -> None: ...
+
+    def is_running(self) -> bool:
+        FakeLauncher.looks -= 1
+        return FakeLauncher.looks >= 0
+
+    def read_new(self) -> dict[str, list[object]]:
+        return {}
+
+    def failures(self) -> dict[str, object]:
+        return {}
+
+    def stop(self) -> None:
+        FakeLauncher.stopped_after = FakeLauncher.looks
+
+
+class RaisingView:
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+        self.updates = 0
+
+    def update(self, new: object) -> None:
+        del new
+        self.updates += 1
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(), SystemExit(1), Malformed("line 3")])
+def test_a_view_that_cannot_be_drawn_stops_no_peer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException
+) -> None:
+    monkeypatch.setattr(demo_module, "Launcher", FakeLauncher)
+    view = RaisingView(error)
+    # One member: a federation without any has none that ended well.
+    assert run_demo(LocalFederation(tmp_path, (None,)), view) == {}  # type: ignore[arg-type]
+    assert FakeLauncher.stopped_after == -1
+    assert view.updates == 1
+    assert ("line 3" in capsys.readouterr().err) == isinstance(error, Malformed)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
+def test_a_closed_terminal_is_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: signal.Signals) -> None:
+    monkeypatch.setattr(demo_module, "Launcher", FakeLauncher)
+    before = signal.getsignal(sent)
+
+    class View:
+        def update(self, new: object) -> None:
+            del new
+            if FakeLauncher.looks == 2:
+                threading.Timer(0.05, os.kill, (os.getpid(), sent)).start()
+                time.sleep(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_demo(LocalFederation(tmp_path, ()), View())
+    assert FakeLauncher.stopped_after == 2
+    assert signal.getsignal(sent) is before
+
+
+def test_a_run_takes_no_other_runs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, settings = tmp_path / "runs" / "demo", DemoSettings(peers=2)
+    assert [prepare_demo(path, settings, numbered=True).path.name for _ in range(3)] == ["demo", "demo-2", "demo-3"]
+    with pytest.raises(InvalidConfig, match="is not empty"):
+        prepare_demo(path, settings)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo_module, "_prepare", interrupted)
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    for folder in (tmp_path / "new", theirs):
+        with pytest.raises(KeyboardInterrupt):
+            prepare_demo(folder, settings)
+    assert theirs.exists()
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_history_is_read_in_whole_copies(tmp_path: Path) -> None:
+    path = tmp_path / "history.f32"
+    assert read_history(path, 3).shape == (0, 3)
+    path.write_bytes(np.arange(7, dtype="<f4").tobytes() + b"x")
+    np.testing.assert_array_equal(read_history(path, 3), np.arange(6, dtype=np.float32).reshape(2, 3))

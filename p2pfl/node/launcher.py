@@ -9,11 +9,18 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing import forkserver
+from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from p2pfl.core.charter import Charter, Member
@@ -32,6 +39,11 @@ HISTORY_BYTES = 64 << 20
 """What the copies of one peer's model for the consensus plot may take on disk."""
 STOP_SECONDS = 10.0
 """How long a peer may take to leave before it is killed. A round of a demo takes well under a second."""
+_ASK_AGAIN_SECONDS = 1.0
+"""A peer that has only just been forked, or begins to run, does not hear yet that it should leave."""
+_REASON_LENGTH = 500
+_LAUNCHERS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What a terminal, or `timeout`, sends to the launcher and all its processes at once; the launcher decides."""
 
 
 @dataclass(frozen=True)
@@ -100,12 +112,76 @@ def free_ports(count: int) -> list[int]:
             each.close()
 
 
+@cache
 def preload() -> None:
-    """Begin to load what peers need in the process they will be forked from; returns at once."""
+    """Begin to load what peers need in the process they will be forked from; returns at once.
+
+    Once only: for a moment nobody hears Ctrl-C.
+    """
     # Peers share this machine's cores: one thread each for linear algebra. Read when numpy and torch are loaded.
     os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
-    forkserver.ensure_running()
+    with _ignored(_LAUNCHERS_SIGNALS):
+        forkserver.ensure_running()
+
+
+@contextmanager
+def _ignored(signals: Sequence[signal.Signals]) -> Iterator[None]:
+    """Have processes started meanwhile ignore signals from their first instruction on."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python lets no other thread choose
+        return
+    before = {each: signal.signal(each, signal.SIG_IGN) for each in signals}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+@contextmanager
+def interrupted_by_signals() -> Iterator[None]:
+    """Take the first SIGTERM or SIGHUP as Ctrl-C, and ignore more of them; leave alone what `nohup` ignores."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    asked = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)}
+    before = {each: handler for each, handler in asked.items() if handler != signal.SIG_IGN}
+    for each in before:
+        signal.signal(each, interrupt)
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How a peer's process ended, where it did not end well.
+
+    Attributes:
+        code: its exit code; below 0, the signal that killed it.
+        reason: what it says was wrong; empty where it could not say.
+    """
+
+    code: int
+    reason: str = ""
+
+    @property
+    def killed(self) -> bool:
+        """Whether somebody else ended it."""
+        return self.code < 0
+
+    def __str__(self) -> str:
+        """Say it in words."""
+        if self.killed:
+            return f"killed by {signal.Signals(-self.code).name}"
+        return f"failed: {self.reason}" if self.reason else f"failed: its process ended with {self.code}"
 
 
 class Launcher:
@@ -114,16 +190,30 @@ class Launcher:
     def __init__(self, federation: LocalFederation, debug: bool = False) -> None:
         preload()
         context: ForkServerContext = multiprocessing.get_context("forkserver")
-        self.processes: dict[str, ForkServerProcess] = {
-            home.config.name: context.Process(target=run_process, args=(str(home.path), debug), name=home.config.name)
-            for home in federation.homes
-        }
+        self.processes: dict[str, ForkServerProcess] = {}
+        self._reasons: dict[str, Connection] = {}
+        self._tell: list[Connection] = []
+        for home in federation.homes:
+            name = home.config.name
+            self._reasons[name], tell = context.Pipe(duplex=False)
+            self._tell.append(tell)
+            self.processes[name] = context.Process(target=run_process, args=(str(home.path), debug, tell), name=name)
         self._readers = {home.config.name: TraceReader(home.run_path / TRACE_FILE) for home in federation.homes}
 
     def start(self) -> None:
         """Start all peers."""
-        for process in self.processes.values():
-            process.start()
+        # Until the preloaded process serves, Ctrl-C is heard; then no peer is left without its number known here.
+        first = multiprocessing.get_context("forkserver").Process(target=bool)
+        first.start()
+        first.join()
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _LAUNCHERS_SIGNALS)
+        try:
+            for process in self.processes.values():
+                process.start()
+        finally:
+            for tell in self._tell:
+                tell.close()
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
     def read_new(self) -> dict[str, list[Entry]]:
         """Return what each peer has written to its trace since the last call."""
@@ -133,36 +223,80 @@ class Launcher:
         """Whether any peer still runs."""
         return any(process.is_alive() for process in self.processes.values())
 
-    def failed(self) -> dict[str, int]:
-        """Return the exit codes, other than 0, of peers that have ended."""
+    def failures(self) -> dict[str, Failure]:
+        """Return how those peers ended that have not ended well; of a peer's reason, this is the only reading."""
         codes = {name: process.exitcode for name, process in self.processes.items()}
-        return {name: code for name, code in codes.items() if code}
+        return {name: Failure(code, _receive(self._reasons[name])) for name, code in codes.items() if code}
 
     def stop(self) -> None:
-        """Ask every peer to leave; kill those that do not within `STOP_SECONDS`. None is left."""
-        for process in self.processes.values():
-            if process.is_alive():
-                process.terminate()
-        for process in self.processes.values():
-            if process.pid is not None:
-                process.join(STOP_SECONDS)
-        for process in self.processes.values():
-            if process.is_alive():
-                process.kill()
-                process.join()
+        """Ask every peer to leave; kill those that do not within `STOP_SECONDS`, or at once on Ctrl-C. None is left."""
+        started = [process for process in self.processes.values() if process.pid is not None]
+        deadline = time.monotonic() + STOP_SECONDS
+        try:
+            while (left := [each for each in started if each.is_alive()]) and time.monotonic() < deadline:
+                for process in left:
+                    process.terminate()
+                again = min(time.monotonic() + _ASK_AGAIN_SECONDS, deadline)
+                while left and (seconds := again - time.monotonic()) > 0:
+                    wait([each.sentinel for each in left], seconds)
+                    left = [each for each in left if each.is_alive()]
+        finally:
+            for process in started:
+                if process.is_alive():
+                    process.kill()
+                    process.join()
 
 
-def run_process(home: str, debug: bool) -> None:
-    """Run one peer in a process of its own; what is wrong goes to stderr in one line, and into the exit code."""
+def _receive(reasons: Connection) -> str:
+    try:
+        return reasons.recv_bytes().decode(errors="replace") if reasons.poll() else ""
+    except (EOFError, OSError):
+        return ""
+
+
+def describe(failures: Mapping[str, Failure], peers: int) -> str:
+    """Write in one line how peers ended, those with the same end together."""
+    names: dict[str, list[str]] = {}
+    for name, failure in failures.items():
+        names.setdefault(str(failure), []).append(name)
+    return "; ".join(
+        f"{f'all {peers} peers' if len(those) == peers > 1 else ', '.join(those)} {end}" for end, those in names.items()
+    )
+
+
+def run_process(home: str, debug: bool, tell: Connection) -> None:
+    """Run one peer in a process of its own; what is wrong goes to the launcher in one line, and into the exit code."""
+    # What the terminal sends to everyone at once is the launcher's, which asks each peer to leave with SIGTERM.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     from p2pfl.node.federation import open_home  # noqa: PLC0415 - after the fork
     from p2pfl.node.peer import Peer  # noqa: PLC0415 - needs torch and libp2p: not for the launcher itself
 
-    # The terminal sends Ctrl-C to everyone at once; the launcher decides, and asks each peer to leave.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        Peer.prepare(open_home(Path(home))).run()
-    except P2pflError as error:
+        peer = Peer.prepare(open_home(Path(home)))
+        # From here on the peer hears it itself, and is not to be ended by a second one while it saves its model.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        peer.run()
+    except BaseException as raised:  # noqa: BLE001 - a member's own task may raise anything
         if debug:
-            raise
-        print(f"{Path(home).name}: {error}", file=sys.stderr)  # noqa: T201 - the process's only word
-        sys.exit(error.exit_code)
+            traceback.print_exc()
+        error = _cause(raised)
+        reason = _reason(error)
+        try:
+            tell.send_bytes(reason.encode(errors="replace"))
+        except OSError:
+            print(f"{Path(home).name}: {reason}", file=sys.stderr)  # noqa: T201 - the launcher is gone
+        sys.exit(error.exit_code if isinstance(error, P2pflError) else 1)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Return the first of what concurrent tasks raised."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _reason(error: BaseException) -> str:
+    text = str(error) if isinstance(error, P2pflError) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split())[:_REASON_LENGTH]

@@ -28,7 +28,7 @@ from p2pfl.node.federation import (
     open_federation,
     open_home,
 )
-from p2pfl.node.launcher import PEERS_FOLDER
+from p2pfl.node.launcher import HISTORY_BYTES, PEERS_FOLDER
 from p2pfl.node.store import read_text
 from p2pfl.node.tracefile import TRACE_FILE, read_trace
 
@@ -64,7 +64,7 @@ class PeerRun:
         entries: its trace, of the latest run in this folder.
         model: the model after its last round, float32 [parameters]; None where it left none.
         history: copies of the model after 0, k, 2k ... rounds with k `home.config.history_every`, float32
-            [copies, parameters]; on disk until used.
+            [copies, parameters].
         outcome: how it ended.
     """
 
@@ -173,7 +173,7 @@ def _read_peer(home: Home, federation: Federation) -> PeerRun:
         home,
         entries,
         _read_model(model_path, federation) if left_model else None,
-        map_history(home.run_path / HISTORY_FILE, federation.charter.model.parameters),
+        read_history(home.run_path / HISTORY_FILE, federation.charter.model.parameters),
         outcome,
     )
 
@@ -214,10 +214,14 @@ def _read_model(path: Path, federation: Federation) -> Vector:
     return flatten(model)
 
 
-def map_history(path: Path, parameters: int) -> NDArray[np.float32]:
-    """Map a file of copies, little-endian float32 [copies, parameters]; a copy that was being written is left out."""
-    copies = path.stat().st_size // (4 * parameters) if path.exists() else 0
-    if not copies:
+def read_history(path: Path, parameters: int) -> NDArray[np.float32]:
+    """Read a file of copies, little-endian float32 [copies, parameters]; a copy that was being written is left out.
+
+    No more is read than a demo's peers keep. Not mapped: a run that starts anew in this folder empties the file, and
+    whoever has it mapped is killed.
+    """
+    if not path.exists():
         return np.empty((0, parameters), np.float32)
-    # Mapped, not read: the copies of many peers together are larger than memory.
-    return np.memmap(path, np.dtype("<f4"), "r", shape=(copies, parameters))
+    copies = 1 + HISTORY_BYTES // (4 * parameters)
+    values = np.fromfile(path, np.dtype("<f4"), count=copies * parameters)
+    return values[: len(values) - len(values) % parameters].reshape(-1, parameters)
