@@ -43,6 +43,9 @@ HANDSHAKE_DEADLINE = 10.0
 MAX_MESSAGE = 1024
 """Bytes of a handshake message; ours have some 300, and 100 more with SM2."""
 
+VERDICT_GRACE = 1.0
+"""Seconds that an end which refuses the other waits for it to take the verdict; a guess."""
+
 CHARTER_BYTES = 32
 
 # libp2p specs, noise, "The libp2p Handshake Payload".
@@ -106,8 +109,6 @@ class ChannelTransport(ISecureTransport):
         self._on_refused = on_refused
         self._rekey = rekey
         self._entropy = entropy
-        self._static = entropy(KEY_BYTES)
-        self._hello = self._make_hello()
         self._prologue = canonical([PROTOCOLS[suite.name], suite.name])
 
     @property
@@ -155,20 +156,23 @@ class ChannelTransport(ISecureTransport):
 
     async def _shake_hands(self, conn: IRawConnection, expected: PeerId | None) -> Channel:
         inbox = Inbox(conn)
+        # Fresh each time: the identity's signature over it has no end, and must not outlive the handshake.
+        static = self._entropy(KEY_BYTES)
+        ours = self._make_hello(static)
         handshake = Handshake(
             self._suite,
             is_initiator=expected is not None,
-            static=self._static,
+            static=static,
             ephemeral=self._entropy(KEY_BYTES),
             prologue=self._prologue,
         )
         if expected is not None:
             await conn.write(_framed(handshake.write()))
             hello = _verify_hello(handshake.read(await _message(inbox)), handshake.remote_static)
-            await conn.write(_framed(handshake.write(self._hello)))
+            await conn.write(_framed(handshake.write(ours)))
         else:
             handshake.read(await _message(inbox))
-            await conn.write(_framed(handshake.write(self._hello)))
+            await conn.write(_framed(handshake.write(ours)))
             hello = _verify_hello(handshake.read(await _message(inbox)), handshake.remote_static)
         channel = Channel(
             conn,
@@ -193,10 +197,14 @@ class ChannelTransport(ISecureTransport):
             RemoteError: one of the two objects.
         """
         verdict, objection = self._judge(hello, expected)
+        if objection is not None:
+            # Whoever is refused may hang up or say nothing: it is refused, and named, all the same.
+            with trio.move_on_after(VERDICT_GRACE), contextlib.suppress(IOException, RawConnError):
+                await channel.write(bytes([verdict]))
+                await channel.read(1)
+            raise objection
         await channel.write(bytes([verdict]))
         answer = await channel.read(1)
-        if objection is not None:
-            raise objection
         if answer[0] != Verdict.WELCOME:
             raise _objection_of(hello.peer, answer[0])
 
@@ -213,8 +221,8 @@ class ChannelTransport(ISecureTransport):
             return Verdict.NOT_A_MEMBER, NotAMember("is not on the roster", peer)
         return Verdict.WELCOME, None
 
-    def _make_hello(self) -> bytes:
-        signature = self._key_pair.private_key.sign(_SIGNED_PREFIX + self._suite.agreement.public_key(self._static))
+    def _make_hello(self, static: bytes) -> bytes:
+        signature = self._key_pair.private_key.sign(_SIGNED_PREFIX + self._suite.agreement.public_key(static))
         return self._charter + NoiseHandshakePayload(self._key_pair.public_key, signature).serialize()
 
 
@@ -234,12 +242,14 @@ def _verify_hello(payload: bytes, static: bytes) -> _Hello:
         raise Malformed("a handshake that carries no identity") from error
     if not is_ours:
         raise Malformed("an identity that is no Ed25519 key")
+    # The peer that it claims to be is not to blame for it.
+    unsigned = f"a handshake key that its identity did not sign; it claims to be {peer}"
     try:
         is_signed = key.verify(_SIGNED_PREFIX + static, parsed.id_sig)
     except Exception as error:  # a signature of another length
-        raise BadSignature("a handshake key that its identity did not sign", peer) from error
+        raise BadSignature(unsigned) from error
     if not is_signed:
-        raise BadSignature("a handshake key that its identity did not sign", peer)
+        raise BadSignature(unsigned)
     return _Hello(payload[:CHARTER_BYTES], key, peer)
 
 

@@ -230,15 +230,17 @@ async def test_a_verdict_nobody_knows_is_a_refusal(monkeypatch: pytest.MonkeyPat
 @trio_test
 async def test_an_identity_that_did_not_sign_the_key_is_refused() -> None:
     one, other = ends()
-    hello = other.transport._hello
+    static = bytes(range(1, 33))
+    other.transport._entropy = lambda size: static[:size]
+    hello = other.transport._make_hello(static)
     for forged, reason in (
         (hello[:-1] + bytes([hello[-1] ^ 1]), "did not sign"),
-        (ends()[1].transport._hello, "did not sign"),  # the identity's, for another static key
+        (other.transport._make_hello(bytes(32)[:-1] + b"1"), "did not sign"),  # the identity's, for another static key
         (hello[:32], "no identity"),
         (b"", "no identity"),
         (hello[:32] + b"\x0a\x03abc\x12\x01x", "no identity"),
     ):
-        other.transport._hello = forged
+        other.transport._make_hello = lambda _, forged=forged: forged
         a, b = await meet(one, other)
         assert reason in str(a)
         assert "hung up" in str(b)
@@ -745,11 +747,13 @@ def test_buffers_grow_with_the_traffic_and_shrink_when_it_stops() -> None:
 async def test_nothing_secret_is_shown_or_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     one, other = ends()
+    static = bytes(range(101, 133))
+    one.transport._entropy = lambda size: static[:size]
     a, b = await meet(one, other)
     await a.write(b"a text nobody may see")
     await b.read_record()
     shown = caplog.text + repr(a) + repr(one.transport) + str(one.refused)
-    for secret in (one.transport._static, a._sending._key, a._receiving._key, b"a text nobody may see"):
+    for secret in (static, a._sending._key, a._receiving._key, b"a text nobody may see"):
         assert secret.hex() not in shown
         assert repr(secret)[2:-1] not in shown
 
