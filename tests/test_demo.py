@@ -6,8 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -255,8 +253,7 @@ def test_a_closed_terminal_is_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyP
         def update(self, new: object) -> None:
             del new
             if FakeLauncher.looks == 2:
-                threading.Timer(0.05, os.kill, (os.getpid(), sent)).start()
-                time.sleep(1)
+                signal.raise_signal(sent)
 
     with pytest.raises(KeyboardInterrupt):
         run_demo(LocalFederation(tmp_path, ()), View())

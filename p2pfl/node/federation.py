@@ -153,19 +153,13 @@ def load_charter(path: Path) -> Charter:
     where = str(path)
     charter = validate(Charter, parse_toml(read_text(path, "the charter"), where), where)
     for member in charter.members:
-        public_key_in(charter, member, where)
+        _check_peer_id(member, where)
         for address in member.addresses:
             check_address(address, f"{where}: members.{member.name}.addresses")
     return charter
 
 
-def public_key_in(charter: Charter, member: Member, where: str) -> None:
-    """Check that a member's peer id is one.
-
-    Raises:
-        InvalidConfig: it is not; the message names the member.
-    """
-    del charter
+def _check_peer_id(member: Member, where: str) -> None:
     try:
         public_key(member.peer_id)  # type: ignore[arg-type]
     except InvalidConfig as error:

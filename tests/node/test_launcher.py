@@ -46,8 +46,8 @@ def test_equal_ends_are_one_part_of_the_line() -> None:
 def test_whatever_a_task_raises_becomes_a_reason_of_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     peers = launcher(tmp_path / "run", "raise", "exit", "raise")
     peers.start()
-    while peers.is_running():
-        time.sleep(0.05)
+    for process in peers.processes.values():
+        process.join()
     failures = peers.failures()
     assert all(failure.code in (1, 2) for failure in failures.values())
     assert "no such column" in failures["peer-0"].reason
