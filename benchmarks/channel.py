@@ -1,11 +1,16 @@
 """How fast 100 MB cross a channel between two processes on this machine, against raw TCP, stock py-libp2p and gRPC.
 
-    python benchmarks/channel.py [--megabytes 100] [--repeats 3] [--delay 0.010]
+    python benchmarks/channel.py [--megabytes 100] [--repeats 5] [--delay 0.010] [--only aes]
 
 Each stack sends the same bytes over one stream of one connection on the loopback interface; the receiver times from
 the first byte to the last. All stacks run in turn, `--repeats` times, and the best of each counts: interference only
 ever slows. The ratios are what travels to other machines, not the megabytes. The last rows add `--delay` seconds each
 way in a proxy.
+
+The references bear what a channel must: raw TCP with AES-256-GCM seals in one process what another opens, in frames of
+the same size, with OpenSSL's one call for each and nothing around it; SM4-GCM alone is a process that seals while
+another opens, without a network. The CPU columns, each end's best, say what a byte costs where wall clocks say how
+busy the machine was: two ends on two cores that other work shares are each slowed by more than half at times.
 """
 
 import argparse
@@ -20,7 +25,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NamedTuple
 
 import trio
 from cryptography import x509
@@ -53,27 +58,44 @@ class Job:
     connect: int
 
 
+class Took(NamedTuple):
+    """Seconds on the wall's clock, and of this process's CPU; of one transfer, both ends' CPU."""
+
+    wall: float
+    cpu: float
+    sender_cpu: float = 0.0
+
+
+Report = Callable[[Took], None]
+
+
 class Stopwatch:
-    """Times from the first piece to the last."""
+    """Times from when it was made, or from the first bytes that were added."""
 
-    def __init__(self, size: int) -> None:
-        self.size, self.got = size, 0
-        self.began = 0.0
+    def __init__(self) -> None:
+        self.got = 0
+        self.start()
 
-    def add(self, count: int) -> bool:
-        """Count bytes; True when all are in."""
+    def start(self) -> None:
+        """Time from now on."""
+        self.began, self.cpu_began = time.perf_counter(), time.process_time()
+
+    def add(self, count: int) -> int:
+        """Count bytes, and return how many there were until now."""
         if not self.got:
-            self.began = time.perf_counter()
+            self.start()
         self.got += count
-        return self.got >= self.size
+        return self.got
+
+    def read(self) -> Took:
+        """Return the time until now."""
+        return Took(time.perf_counter() - self.began, time.process_time() - self.cpu_began)
 
 
 # Raw TCP
 
 
-async def raw_receive(
-    job: Job, ready: Callable[[], None], report: Callable[[float], None], *, key: bytes | None
-) -> None:
+async def raw_receive(job: Job, ready: Callable[[], None], report: Report, *, key: bytes | None) -> None:
     """Receive over trio's TCP, into one array; with a key, in AES-256-GCM records."""
     listener = (await trio.open_tcp_listeners(job.listen, host=HOST))[0]
     ready()
@@ -82,7 +104,7 @@ async def raw_receive(
     out = memoryview(bytearray(job.size))
     record = memoryview(bytearray(PIECE + 16))
     aead = AESGCM(key) if key else None
-    watch = Stopwatch(job.size)
+    watch = Stopwatch()
     place = number = 0
     while place < job.size:
         length = min(PIECE, job.size - place)
@@ -90,23 +112,22 @@ async def raw_receive(
         filled = 0
         while filled < len(view):
             count = await socket.recv_into(view[filled:])
-            if place == filled == 0:
-                watch.add(0)
-                watch.began = time.perf_counter()
+            watch.add(count)
             filled += count
         if aead:
             aead.decrypt_into(number.to_bytes(12, "big"), view, None, out[place : place + length])
         place, number = place + length, number + 1
-    report(time.perf_counter() - watch.began)
+    report(watch.read())
     await stream.send_all(b"!")
 
 
-async def raw_send(job: Job, *, key: bytes | None) -> None:
+async def raw_send(job: Job, *, key: bytes | None) -> Took:
     """Send over trio's TCP."""
     stream = await trio.open_tcp_stream(HOST, job.connect)
     data = memoryview(bytearray(job.size))
     record = memoryview(bytearray(PIECE + 16))
     aead = AESGCM(key) if key else None
+    watch = Stopwatch()
     for number, place in enumerate(range(0, job.size, PIECE)):
         piece = data[place : place + PIECE]
         if aead:
@@ -114,7 +135,9 @@ async def raw_send(job: Job, *, key: bytes | None) -> None:
             await stream.send_all(record[: len(piece) + 16])
         else:
             await stream.send_all(piece)
+    took = watch.read()
     await stream.receive_some(1)
+    return took
 
 
 # Ours
@@ -132,18 +155,18 @@ def our_transport(identity: Identity, suite: str) -> Any:
     return Libp2pTransport(identity.seed(), ROSTER, ChannelTerms(suite, CHARTER))
 
 
-async def our_receive(job: Job, ready: Callable[[], None], report: Callable[[float], None], *, suite: str) -> None:
+async def our_receive(job: Job, ready: Callable[[], None], report: Report, *, suite: str) -> None:
     """Receive one lane into one array."""
     transport = our_transport(RECEIVER, suite)
     done = trio.Event()
+    out = memoryview(bytearray(job.size))
 
     async def on_lane(kind: LaneKind, lane: IncomingLane) -> None:
         del kind
-        out = memoryview(bytearray(job.size))
         await lane.read_into(out[:1])
-        began = time.perf_counter()
+        watch = Stopwatch()
         await lane.read_into(out[1:])
-        report(time.perf_counter() - began)
+        report(watch.read())
         done.set()
 
     async with transport.run([f"/ip4/{HOST}/tcp/{job.listen}"], on_lane, ignore_refusal):
@@ -151,9 +174,10 @@ async def our_receive(job: Job, ready: Callable[[], None], report: Callable[[flo
         await done.wait()
 
 
-async def our_send(job: Job, *, suite: str) -> None:
+async def our_send(job: Job, *, suite: str) -> Took:
     """Write one lane in pieces."""
     transport = our_transport(SENDER, suite)
+    data = memoryview(bytearray(job.size))
 
     async def ignore(kind: LaneKind, lane: IncomingLane) -> None:
         del kind
@@ -163,10 +187,12 @@ async def our_send(job: Job, *, suite: str) -> None:
         peer: PeerId = RECEIVER.peer_id
         await transport.connect(peer, [f"/ip4/{HOST}/tcp/{job.connect}"], Seconds(20.0))
         lane = await transport.open(peer, LaneKind.BULK)
-        data = memoryview(bytearray(job.size))
+        watch = Stopwatch()
         for place in range(0, job.size, PIECE):
             await lane.write(data[place : place + PIECE])
+        took = watch.read()
         await lane.close()
+    return took
 
 
 # Stock py-libp2p
@@ -184,7 +210,7 @@ def stock_host(identity: Identity) -> Any:
     return new_host(key_pair=keys, sec_opt={PROTOCOL_ID: noise}, muxer_opt=create_yamux_muxer_option())
 
 
-async def stock_receive(job: Job, ready: Callable[[], None], report: Callable[[float], None]) -> None:
+async def stock_receive(job: Job, ready: Callable[[], None], report: Report) -> None:
     """Receive one stream."""
     from multiaddr import Multiaddr  # noqa: PLC0415
 
@@ -192,12 +218,10 @@ async def stock_receive(job: Job, ready: Callable[[], None], report: Callable[[f
     done = trio.Event()
 
     async def on_stream(stream: Any) -> None:
-        watch = Stopwatch(job.size)
-        while True:
-            data = await stream.read(PIECE)
-            if watch.add(len(data)):
-                break
-        report(time.perf_counter() - watch.began)
+        watch = Stopwatch()
+        while watch.add(len(await stream.read(PIECE))) < job.size:
+            pass
+        report(watch.read())
         await stream.write(b"!")
         done.set()
 
@@ -209,7 +233,7 @@ async def stock_receive(job: Job, ready: Callable[[], None], report: Callable[[f
             await host.close()
 
 
-async def stock_send(job: Job) -> None:
+async def stock_send(job: Job) -> Took:
     """Write one stream."""
     from libp2p.peer.id import ID  # noqa: PLC0415
     from libp2p.peer.peerinfo import PeerInfo  # noqa: PLC0415
@@ -221,11 +245,14 @@ async def stock_send(job: Job) -> None:
         await host.connect(PeerInfo(peer, [Multiaddr(f"/ip4/{HOST}/tcp/{job.connect}")]))
         stream = await host.new_stream(peer, ["/benchmark/1"])
         data = bytes(job.size)
+        watch = Stopwatch()
         for place in range(0, job.size, PIECE):
             await stream.write(data[place : place + PIECE])
+        took = watch.read()
         await stream.read(1)
         with trio.move_on_after(5):
             await host.close()
+    return took
 
 
 # gRPC
@@ -248,9 +275,7 @@ def certificate() -> tuple[bytes, bytes]:
     return key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain), signed.public_bytes(pem)
 
 
-def grpc_receive(
-    job: Job, ready: Callable[[], None], report: Callable[[float], None], *, tls: tuple[bytes, bytes]
-) -> None:
+def grpc_receive(job: Job, ready: Callable[[], None], report: Report, *, tls: tuple[bytes, bytes]) -> None:
     """Receive a client stream of 1 MiB messages over TLS."""
     from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
     from threading import Event  # noqa: PLC0415
@@ -261,10 +286,10 @@ def grpc_receive(
 
     def sink(messages: Iterator[bytes], context: Any) -> bytes:
         del context
-        watch = Stopwatch(job.size)
+        watch = Stopwatch()
         for message in messages:
             watch.add(len(message))
-        report(time.perf_counter() - watch.began)
+        report(watch.read())
         done.set()
         return b"!"
 
@@ -278,7 +303,7 @@ def grpc_receive(
     server.stop(1).wait()
 
 
-def grpc_send(job: Job, *, tls: tuple[bytes, bytes]) -> None:
+def grpc_send(job: Job, *, tls: tuple[bytes, bytes]) -> Took:
     """Send a client stream."""
     import grpc  # noqa: PLC0415
 
@@ -287,7 +312,9 @@ def grpc_send(job: Job, *, tls: tuple[bytes, bytes]) -> None:
     message = bytes(GRPC_MESSAGE)
     with grpc.secure_channel(f"{HOST}:{job.connect}", credentials, options) as channel:
         call = channel.stream_unary("/benchmark/sink")
+        watch = Stopwatch()
         call(message for _ in range(-(-job.size // GRPC_MESSAGE)))
+        return watch.read()
 
 
 # Running
@@ -305,16 +332,14 @@ def receiver_process(receive: Callable[..., Any], job: Job, pipe: Connection) ->
         trio.run(partial(receive, job, ready, pipe.send))
 
 
-def sender_process(send: Callable[..., Any], job: Job) -> None:
-    """Run a sender."""
-    if hasattr(send, "func") and send.func in (grpc_send,):
-        send(job)
-    else:
-        trio.run(partial(send, job))
+def sender_process(send: Callable[..., Any], job: Job, pipe: Connection) -> None:
+    """Run a sender, and tell what it took."""
+    is_sync = hasattr(send, "func") and send.func in (grpc_send,)
+    pipe.send(send(job) if is_sync else trio.run(partial(send, job)))
 
 
-def measure(receive: Callable[..., Any], send: Callable[..., Any], size: int, delay: float) -> float:
-    """Return the seconds that one transfer took."""
+def measure(receive: Callable[..., Any], send: Callable[..., Any], size: int, delay: float) -> Took:
+    """Return what one transfer took."""
     listen, through = free_ports(2)
     route = Route(Endpoint(HOST, through), Endpoint(HOST, listen))
     link = Link(latency=Seconds(delay))
@@ -322,31 +347,36 @@ def measure(receive: Callable[..., Any], send: Callable[..., Any], size: int, de
         return transfer(receive, send, Job(size, listen, through if delay else listen))
 
 
-def transfer(receive: Callable[..., Any], send: Callable[..., Any], job: Job) -> float:
-    """Run a receiver and a sender in processes of their own; return the seconds that the receiver measured."""
+def transfer(receive: Callable[..., Any], send: Callable[..., Any], job: Job) -> Took:
+    """Run a receiver and a sender in processes of their own; return what the receiver measured, and the other's CPU."""
     context = multiprocessing.get_context("spawn")
     mine, theirs = context.Pipe()
+    senders, sends = context.Pipe()
     receiver = context.Process(target=receiver_process, args=(receive, job, theirs), daemon=True)
     receiver.start()
     if mine.recv() != "ready":
         raise SystemExit("the receiver did not start")
-    sender = context.Process(target=sender_process, args=(send, job), daemon=True)
+    sender = context.Process(target=sender_process, args=(send, job, sends), daemon=True)
     sender.start()
     if not mine.poll(300):
         raise SystemExit("the transfer did not end within 300 s")
-    seconds: float = mine.recv()
+    took: Took = mine.recv()
+    if not senders.poll(20):
+        raise SystemExit("the sender did not end")
+    sent: Took = senders.recv()
     for process in (sender, receiver):
         process.join(20)
         process.kill()
-    return seconds
+    return took._replace(sender_cpu=sent.cpu)
 
 
 def main() -> None:
     """Measure all stacks, print a table and a line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=100)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--delay", type=float, default=0.010, help="seconds each way in the last rows")
+    parser.add_argument("--only", default="", help="run the rows that have this in their name, without ratios")
     options = parser.parse_args()
     size = options.megabytes * 1_000_000
     tls = certificate()
@@ -362,23 +392,27 @@ def main() -> None:
         "raw TCP, delayed": (partial(raw_receive, key=None), partial(raw_send, key=None), options.delay),
         "p2pfl aes, delayed": (aes, partial(our_send, suite="aes"), options.delay),
     }
-    best = dict.fromkeys(stacks, float("inf"))
+    stacks = {name: stack for name, stack in stacks.items() if options.only in name}
+    best = {name: Took(*[float("inf")] * 3) for name in stacks}
+    cipher = 0.0
     for _ in range(options.repeats):
         for name, (receive, send, delay) in stacks.items():
-            best[name] = min(best[name], measure(receive, send, size, delay))
-            sys.stderr.write(f"{name}: {size / best[name] / 1e6:.0f} MB/s\n")
-    report(best, size, options)
-
-
-def report(best: dict[str, float], size: int, options: argparse.Namespace) -> None:
-    """Print the table and the line of JSON."""
-    speed = {name: size / seconds / 1e6 for name, seconds in best.items()}
-    stock = speed["stock noise + yamux"]
+            took = measure(receive, send, size, delay)
+            best[name] = Took(*map(min, best[name], took))
+            sys.stderr.write(f"{name}: {size / took.wall / 1e6:.0f} MB/s\n")
+        cipher = cipher if options.only else max(cipher, sm4_cipher_speed())
     print(f"{options.megabytes} MB, one stream, two processes, {os.cpu_count()} cores, best of {options.repeats}\n")
-    print(f"{'stack':<26}{'MB/s':>8}{'x stock':>9}")
-    for name, value in speed.items():
-        print(f"{name:<26}{value:>8.0f}{value / stock:>9.2f}")
-    cipher = sm4_cipher_speed()
+    print(f"{'stack':<26}{'MB/s':>8}   ms of CPU to send, to receive")
+    for name, took in best.items():
+        wall, received, sent = took
+        print(f"{name:<26}{size / wall / 1e6:>8.0f}{sent * 1e3:>20.0f}{received * 1e3:>12.0f}")
+    if not options.only:
+        report({name: size / took.wall / 1e6 for name, took in best.items()}, cipher)
+
+
+def report(speed: dict[str, float], cipher: float) -> None:
+    """Print the ratios and the line of JSON; speeds in MB/s, the last one that of SM4-GCM alone."""
+    stock = speed["stock noise + yamux"]
     limit = min(speed["p2pfl aes"], cipher)
     ratios = {
         "aes_over_raw_aes_gcm": (speed["p2pfl aes"] / speed["raw TCP + AES-256-GCM"], 0.8),

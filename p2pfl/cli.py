@@ -137,19 +137,21 @@ def charter_new(
 @charter_app.command("join", epilog="Next, when all have joined: every member runs p2pfl charter sign.")
 def charter_join(charter: CharterFile = Path("charter.toml"), config: ConfigFile = Path("peer.toml")) -> None:
     """Add this member to a draft, or update its addresses there. Signatures given so far become void."""
-    from p2pfl.core.charter import Member
     from p2pfl.node.federation import join_charter, load_charter, open_home, remember_charter, save_charter
 
     home = open_home(config)
     if not home.config.announce:
         example = 'announce = ["/dns4/peer.example.org/tcp/4001"]'
         raise InvalidConfig(f"{config}: announce: empty; write where the others reach this peer, e.g. {example}")
-    member = Member(name=home.config.name, peer_id=home.identity().peer_id, addresses=home.config.announce)
     draft = load_charter(charter)
+    had_key = home.sm2_key_path.exists()
+    member = home.member(draft.security.suite)
     joined = join_charter(draft, member)
     save_charter(charter, joined)
     if remember_charter(home, charter):
         _say(f"{home.path / home.file}: charter is now {charter}")
+    if home.sm2_key_path.exists() and not had_key:
+        _say(f"{home.sm2_key_path}: made this member's SM2 key, for its signatures; back it up with the identity's")
     _say(f"{charter}: {member.name} has joined; members: {', '.join(known.name for known in joined.members)}")
     if draft.signatures and not joined.signatures:
         _say(f"the signatures of {', '.join(draft.signatures)} were for the draft as it was; they must sign again")
@@ -166,7 +168,8 @@ def charter_sign(charter: CharterFile = Path("charter.toml"), config: ConfigFile
     draft = load_charter(charter)
     for fault in terms_faults(charter, draft):
         raise InvalidConfig(f"not signed: {fault}")
-    signed = sign_charter(draft, home.config.name, home.identity())
+    signer = home.signer(draft.security.suite)
+    signed = sign_charter(draft, home.config.name, signer.identity, signer.sm2_key)
     save_charter(charter, signed)
     if remember_charter(home, charter):
         _say(f"{home.path / home.file}: charter is now {charter}")

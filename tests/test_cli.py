@@ -1,5 +1,6 @@
 """The commands as a person types them: what they say, what they end with, and one line for whatever is wrong."""
 
+import base64
 import os
 import signal
 import socket
@@ -158,7 +159,7 @@ def test_without_a_command_the_help_is_all_there_is(p2pfl: Commands, command: li
         ("init ant --announce /ip4/1.2.3.4/udp/5", "p2pfl init: '/ip4/1.2.3.4/udp/5' is not a TCP address; write "),
         ("charter new x --rounds many", "Invalid value for '--rounds': "),
         ("charter new x --rounds -1", "draft: training.rounds: input should be greater than or equal to 0, got -1"),
-        ("charter new x --topology star", "draft: averaging.topology: input should be 'exponential', "),
+        ("charter new x --topology star", "draft: averaging.topology: input should be 'groups', "),
         ("charter new x --name a/b", "draft: name: 'a/b' is no name: "),
         ("charter new x --task faces", "unknown task 'faces'; use one of breast-cancer, digits, or your own as "),
         ("charter new x --task gone.py:Task", "task 'gone.py:Task': there is no file "),
@@ -242,6 +243,55 @@ def test_the_way_from_init_to_a_charter_in_force(p2pfl: Commands, tmp_path: Path
     said = p2pfl.well("charter", "join", draft, "--config", "homes/bee")
     assert "the signatures of ant, bee, cat.example were for the draft as it was; they must sign again" in said
     assert "state     not in force: ant has not signed; " in p2pfl.well("charter", "show", draft)
+
+
+def test_under_gm_members_sign_with_sm2_too(p2pfl: Commands, tmp_path: Path) -> None:
+    for name in ("fastecdsa", "gmssl_pyx"):
+        pytest.importorskip(name, reason="the extra [gm] is not installed", exc_type=ImportError)
+    draft = "agreed/charter.toml"
+    p2pfl.well("charter", "new", "agreed", "--suite", "gm")
+    for port, name in enumerate(("ant", "bee"), 4001):
+        p2pfl.well("init", name, "--announce", f"/ip4/127.0.0.1/tcp/{port}")
+        said = p2pfl.well("charter", "join", draft, "--config", name)
+        assert f"{name}/identity-sm2.pem: made this member's SM2 key, for its signatures; back it up" in said
+        assert "made" not in p2pfl.well("charter", "join", draft, "--config", name), "it is there now"
+    kept = Path("bee/identity-sm2.pem").read_bytes()
+    p2pfl.well("charter", "sign", draft, "--config", "ant")
+    Path("bee/identity-sm2.pem").unlink()
+    assert (
+        "this member's SM2 key is not there; restore it from your backup, or run `p2pfl charter join`"
+        in p2pfl.fault("charter", "sign", draft, "--config", "bee")
+    )
+    Path("bee/identity-sm2.pem").write_bytes(Path("ant/identity-sm2.pem").read_bytes())
+    Path("bee/identity-sm2.pem").chmod(0o600)
+    assert "bee stands in the charter with another SM2 key than this one" in p2pfl.fault(
+        "charter", "sign", draft, "--config", "bee"
+    )
+    Path("bee/identity-sm2.pem").write_bytes(kept)
+    assert "the charter is in force" in p2pfl.well("charter", "sign", draft, "--config", "bee")
+    assert f"{draft}: in force: federation, 2 members" in p2pfl.well("charter", "check", draft)
+    charter = load_charter(tmp_path / draft)
+    for member in charter.members:
+        assert f"SM2 {member.sm2_public_key}" in p2pfl.well("charter", "show", draft)
+
+    # A signature without its SM2 half is none, for those who check and for those who run.
+    half = base64.b64encode(base64.b64decode(charter.signatures["bee"])[:64]).decode()
+    path = tmp_path / draft
+    path.write_text(path.read_text().replace(charter.signatures["bee"], half))
+    line = (
+        "bee's signature is not for this charter: it was changed after signing; sign again (a signature of 64 bytes; "
+    )
+    ended = p2pfl("charter", "check", draft)
+    assert (ended.code, line in ended.out) == (2, True)
+    assert f"not in force: {line}" in p2pfl.fault("peer", "--config", "ant")
+
+    # A suite without SM2 has no use for the keys; who joins again leaves them out.
+    path.write_text(path.read_text().replace('suite = "gm"', 'suite = "sm4"'))
+    assert "ant: has an SM2 key, which the suite sm4 does not use" in p2pfl("charter", "check", draft).out
+    for name in ("ant", "bee"):
+        p2pfl.well("charter", "join", draft, "--config", name)
+    assert "sm2_public_key" not in path.read_text()
+    assert p2pfl("charter", "check", draft).out == "- ant has not signed\n- bee has not signed\n"
 
 
 def test_a_key_under_a_passphrase_serves_the_commands(p2pfl: Commands, tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ from p2pfl.core.canonical import canonical
 from p2pfl.core.ids import PeerId
 from p2pfl.core.settings import Settings
 
-Topology = Literal["exponential", "ring", "complete", "random-regular"]
+Topology = Literal["groups", "exponential", "ring", "complete", "random-regular"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Sm2Key = Annotated[str, Field(pattern=r"^04[0-9a-f]{128}$")]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
@@ -40,11 +41,16 @@ def _check_file(name: str) -> str:
 
 
 class Member(Settings):
-    """An organisation's peer."""
+    """An organisation's peer.
+
+    Attributes:
+        sm2_public_key: the uncompressed point in hexadecimal, where the suite signs with SM2; None elsewhere.
+    """
 
     name: str
     peer_id: str
     addresses: Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
+    sm2_public_key: Sm2Key | None = None
 
     _check_name = field_validator("name")(check_name)
 
@@ -82,6 +88,8 @@ class TrainingTerms(Settings):
     """What each peer does in a round. The defaults are those that the task `digits` was measured with.
 
     Attributes:
+        window: seconds after which a peer begins no further local step in a round, so that a slow one contributes what
+            it has; 0 for no limit.
         clip_norm: a round's local update is scaled down to this L2 norm; 0 leaves it as it is.
     """
 
@@ -89,6 +97,7 @@ class TrainingTerms(Settings):
     rounds: Annotated[int, Field(ge=0, le=10_000_000)] = 60
     local_steps: Annotated[int, Field(ge=1)] = 2
     batch_size: Annotated[int, Field(ge=1)] = 32
+    window: Annotated[float, Field(ge=0, le=10_000_000, allow_inf_nan=False)] = 0.0
     clip_norm: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
 
@@ -98,6 +107,9 @@ class AveragingTerms(Settings):
     The tolerance is far below what moves a prediction of the built-in tasks; the limit of rounds is a guess.
 
     Attributes:
+        topology: an overlay on which neighbors average; or `groups`, drawn anew each round.
+        group_size: members wanted in a group; a group has up to twice as many, less one.
+        colluders: how many members may work together without being able to forge an average or drag the others along.
         topology_seed: draws the overlay of `random-regular`.
         masks: whether single updates are hidden from neighbors.
         tolerance: after the last training round the peers average until the consensus distance is below this.
@@ -105,6 +117,8 @@ class AveragingTerms(Settings):
     """
 
     topology: Topology = "exponential"
+    group_size: Annotated[int, Field(ge=3, le=32)] = 8
+    colluders: Annotated[int, Field(ge=0, le=30)] = 1
     topology_seed: Annotated[int, Field(ge=0)] = 0
     masks: Literal["off"] = "off"
     tolerance: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-6
@@ -164,7 +178,8 @@ class Charter(Settings):
 
     @model_validator(mode="after")
     def _members_differ(self) -> "Charter":
-        for what, values in (("name", [m.name for m in self.members]), ("peer_id", [m.peer_id for m in self.members])):
+        for what in ("name", "peer_id", "sm2_public_key"):
+            values = [value for member in self.members if (value := getattr(member, what)) is not None]
             twice = sorted({value for value in values if values.count(value) > 1})
             if twice:
                 raise ValueError(f"two members have the {what} {twice[0]}; each needs its own")
@@ -174,14 +189,17 @@ class Charter(Settings):
         return self
 
     def terms(self) -> dict[str, Any]:
-        """Return everything but the signatures, members in the order of their names, as plain values."""
-        values: dict[str, Any] = self.model_dump(exclude={"signatures"})
+        """Return everything but the signatures, members in the order of their names, as plain values.
+
+        What a member does not have is left out, as it is in the file.
+        """
+        values: dict[str, Any] = self.model_dump(exclude={"signatures"}, exclude_none=True)
         values["members"] = sorted(values["members"], key=lambda member: member["name"])
         return values
 
     def hash(self) -> bytes:
         """Return the 32 bytes by which peers know this charter: the SHA-256 of its terms' canonical encoding."""
-        return hashlib.sha256(canonical(["p2pfl/charter/1", self.terms()])).digest()
+        return hashlib.sha256(canonical(["p2pfl/charter/2", self.terms()])).digest()
 
     def roster(self) -> tuple[PeerId, ...]:
         """Return the members' peer ids in the order of their names: the overlay's nodes.

@@ -8,6 +8,7 @@ it as it was. What a remote peer does wrong never raises: it becomes effects tha
 Vectors travel by reference: from the moment one enters an input or an effect, nobody writes to it.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from p2pfl.core.errors import P2pflError, RemoteError
 from p2pfl.core.ids import PeerId, Round, Seconds
+from p2pfl.core.ledger import Record
 from p2pfl.core.trace import Event
 from p2pfl.core.wire import Message
 
@@ -80,11 +82,16 @@ class TimerFired:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """The local steps of `round` are done; `vector` is fresh."""
+    """The local steps of `round` are done; `vector` is fresh.
+
+    Attributes:
+        steps: how many were made; fewer than asked for where the time was up.
+    """
 
     round: Round
     vector: Vector
     loss: float
+    steps: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +100,13 @@ class Computed:
 
     key: str
     result: object
+
+
+@dataclass(frozen=True, slots=True)
+class Persisted:
+    """The record of the `Persist` effect with this key is on the disk, and survives a crash."""
+
+    key: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +131,7 @@ Input = (
     | TimerFired
     | Trained
     | Computed
+    | Persisted
     | WorkFailed
     | StopRequested
 )
@@ -184,10 +199,15 @@ class DropLink:
 
 @dataclass(frozen=True, slots=True)
 class Train:
-    """Make the local steps of `round` from `vector`, beside the network loop; answered by `Trained` or `WorkFailed`."""
+    """Make the local steps of `round` from `vector`, beside the network loop; answered by `Trained` or `WorkFailed`.
+
+    Attributes:
+        seconds: after which no further step begins; at least one is made.
+    """
 
     round: Round
     vector: Vector
+    seconds: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +221,18 @@ class Compute:
     key: str
     work: Callable[[], object]
     size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Persist:
+    """Write `record` durably; answered by `Persisted` with `key`.
+
+    What must not happen before the record is safe is among the effects that answer `Persisted`, never beside this one.
+    A disk that fails ends the peer: it gets no answer.
+    """
+
+    key: str
+    record: Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +268,7 @@ Effect = (
     | DropLink
     | Train
     | Compute
+    | Persist
     | Emit
     | Adopt
     | Finish

@@ -18,7 +18,9 @@ class State(StrEnum):
 
     STARTING = "starting"
     LINKING = "linking"
+    SYNCING = "syncing"
     TRAINING = "training"
+    AVERAGING = "averaging"
     SETTLING = "settling"
     LEAVING = "leaving"
     DONE = "done"
@@ -62,12 +64,18 @@ class RoundEnded:
     """The record of a round: who was in the average, who was absent and why. Nothing is a silent subset.
 
     Attributes:
-        heard: neighbors whose updates are in the average.
-        absent: neighbors whose weight this peer gave to itself, with the reason.
+        heard: members other than this peer whose vectors are in the average.
+        absent: who is not in it of those that might have been, with the reason or the stage it was lost at.
         seconds: from the start of this round to the start of the next.
         loss: of the local steps, averaged; None in rounds that only average.
-        spread: largest squared distance from a neighbor's vector to this peer's, before averaging.
+        spread: among neighbors, the largest squared distance from a neighbor's vector to this peer's, before averaging.
         settling: whether the round only averages.
+        outcome: how it ended; `Outcome` of p2pfl.gossip.session in groups, empty among neighbors.
+        enrolled: in groups, who began the session.
+        attempt: in groups, how many sessions were given up before it began.
+        leader: in groups, whose proposal of survivors was certified.
+        evidence: in groups, the session in hexadecimal; the signed statements refer to it.
+        steps: local steps made.
     """
 
     name: ClassVar[str] = "round"
@@ -78,6 +86,12 @@ class RoundEnded:
     loss: float | None
     spread: float
     settling: bool
+    outcome: str = ""
+    enrolled: tuple[str, ...] = ()
+    attempt: int = 0
+    leader: str = ""
+    evidence: str = ""
+    steps: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,27 +1,43 @@
 """The messages peers exchange, and their bytes.
 
 A frame is `length of the header (2 bytes, big endian) | header | payload | SHA-256 of the payload`; payload and hash
-are there when the header announces a payload. The header is a msgpack array of at most `MAX_HEADER_BYTES`: version,
-kind, charter hash, round, and what the kind adds. Everything is checked before anything is allocated. The channel
-below authenticates the bytes; the hash proves that what the receiver assembled is what the sender meant.
+are there when the header announces a payload. The header is a msgpack array: version, kind, charter hash, round, and
+what the kind adds; of at most `MAX_HEADER_BYTES` if a payload follows, else of `MAX_MESSAGE_BYTES`. Everything is
+checked before anything is allocated. The channel below authenticates the bytes; the hash proves that what the
+receiver assembled is what the sender meant.
 """
 
 import hashlib
 import math
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import ClassVar
 
 import msgpack
 
 from p2pfl.core.errors import Malformed, TooLarge
 from p2pfl.core.ids import Round
+from p2pfl.core.ledger import SESSION_BYTES
+from p2pfl.core.statements import (
+    MAX_ATTEMPTS,
+    MAX_GROUP,
+    MAX_ROUND,
+    Statement,
+    decode_statement,
+    fixed_bytes,
+    integer,
+    place,
+)
 
-VERSION = 1
+VERSION = 2
 MAX_HEADER_BYTES = 200
+MAX_MESSAGE_BYTES = 32 * 1024
+"""The proof of a released average in a group of 64 members: its votes and results are 18 kB."""
+MAX_STATEMENTS = 3 * MAX_GROUP
 CHARTER_HASH_BYTES = 32
-DIGEST_BYTES = 32
 LENGTH_BYTES = 2
-MAX_ROUND = 2**48
+DIGEST_BYTES = 32
+KINDS_OF_STATEMENTS = 8
 MAX_PAYLOAD_BYTES = 2**36
 """64 GiB: only so that arithmetic stays bounded; the charter's model size is the real limit."""
 
@@ -71,12 +87,87 @@ class Bye:
     round: Round
 
 
-Message = Hello | Ping | Update | Bye
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A signed statement, of the sender or passed on."""
+
+    kind: ClassVar[int] = 4
+    charter: bytes
+    round: Round
+    statement: Statement
+
+
+@dataclass(frozen=True, slots=True)
+class Have:
+    """What the sender holds of a round's statements; the receiver answers with what is missing.
+
+    Attributes:
+        attempt: the sender's.
+        session: that it takes part in or watches; 32 zeros for none.
+        held: for each kind of statement, in the order of their numbers, whose it holds: bit i for the i-th member of
+            the round's group, or of chunk i for results.
+    """
+
+    kind: ClassVar[int] = 5
+    charter: bytes
+    round: Round
+    attempt: int
+    session: bytes
+    held: tuple[int, ...]
+
+
+class Part(IntEnum):
+    """What a chunk is, or all of them together."""
+
+    UPLOAD = 0
+    RESULT = 1
+    AVERAGE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """Send me this chunk; for `AVERAGE`, the latest released average with its proof, whatever round it is of.
+
+    `round` is the session's; for `AVERAGE` the lowest round whose average is of use.
+    """
+
+    kind: ClassVar[int] = 6
+    charter: bytes
+    round: Round
+    session: bytes
+    part: Part
+    chunk: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A chunk of a session's vector; the payload is `length` bytes of little-endian float32."""
+
+    kind: ClassVar[int] = 7
+    charter: bytes
+    round: Round
+    session: bytes
+    part: Part
+    chunk: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """Why the average that follows was released: an enrolment, the votes for its survivors, every chunk's result."""
+
+    kind: ClassVar[int] = 8
+    charter: bytes
+    round: Round
+    statements: tuple[Statement, ...]
+
+
+Message = Hello | Ping | Update | Bye | Told | Have | Want | Chunk | Proof
 
 
 def payload_length(message: Message) -> int:
     """Return the bytes of payload that follow the header of `message`."""
-    return message.length if isinstance(message, Update) else 0
+    return message.length if isinstance(message, Update | Chunk) else 0
 
 
 def digest(payload: bytes | bytearray | memoryview) -> bytes:
@@ -86,25 +177,47 @@ def digest(payload: bytes | bytearray | memoryview) -> bytes:
 
 def encode_header(message: Message) -> bytes:
     """Return the frame of `message` up to its payload."""
-    fields: list[object] = [VERSION, message.kind, message.charter, message.round]
-    if isinstance(message, Update):
-        fields += [message.length, message.spread, message.complete]
-    header: bytes = msgpack.packb(fields)
+    header: bytes = msgpack.packb([VERSION, message.kind, message.charter, message.round, *_fields(message)])
     return len(header).to_bytes(LENGTH_BYTES, "big") + header
 
 
-def header_length(prefix: bytes | bytearray | memoryview) -> int:
+def _fields(message: Message) -> list[object]:
+    match message:
+        case Update():
+            return [message.length, message.spread, message.complete]
+        case Told():
+            return _packed(message.statement)
+        case Have():
+            return [message.attempt, message.session, message.held]
+        case Want():
+            return [message.session, int(message.part), message.chunk]
+        case Chunk():
+            return [message.session, int(message.part), message.chunk, message.length]
+        case Proof():
+            return [[_packed(statement) for statement in message.statements]]
+    return []
+
+
+def _packed(statement: Statement) -> list[object]:
+    return [statement.signer, statement.body, statement.signature]
+
+
+def header_length(prefix: bytes | bytearray | memoryview, most: int = MAX_MESSAGE_BYTES) -> int:
     """Return how many bytes of header follow these first `LENGTH_BYTES` of a frame.
+
+    Args:
+        prefix: these bytes.
+        most: bytes that a header may have here: `MAX_HEADER_BYTES` where only those with a payload come.
 
     Raises:
         Malformed: none.
-        TooLarge: more than `MAX_HEADER_BYTES`.
+        TooLarge: more than that.
     """
     length = int.from_bytes(prefix, "big")
     if length == 0:
         raise Malformed("a frame without a header")
-    if length > MAX_HEADER_BYTES:
-        raise TooLarge(f"a header of {length} bytes; at most {MAX_HEADER_BYTES} are allowed")
+    if length > most:
+        raise TooLarge(f"a header of {length} bytes; at most {most} are allowed")
     return length
 
 
@@ -115,17 +228,19 @@ def decode_header(header: bytes | bytearray | memoryview) -> Message:
         Malformed: the bytes are not a header of this version of the protocol.
     """
     try:
-        fields = msgpack.unpackb(header, use_list=True, max_array_len=8, max_map_len=0, max_ext_len=0)
+        fields = msgpack.unpackb(header, use_list=True, max_array_len=MAX_STATEMENTS, max_map_len=0, max_ext_len=0)
     except (ValueError, msgpack.exceptions.UnpackException) as error:
         raise Malformed("a header that is not msgpack") from error
     if not isinstance(fields, list) or len(fields) < 4:
         raise Malformed("a header that is not a list of fields")
     if fields[0] != VERSION or isinstance(fields[0], bool):
         raise Malformed(f"wire version {ascii(fields[0])[:20]}; this peer speaks {VERSION}")
-    message = _message(fields[1], _charter(fields[2]), Round(_integer("round", fields[3], MAX_ROUND)), fields[4:])
+    message = _message(fields[1], _charter(fields[2]), Round(integer("round", fields[3], MAX_ROUND)), fields[4:])
     # Python takes True and 1.0 for 1, and msgpack writes a number in several lengths.
     if encode_header(message)[LENGTH_BYTES:] != header:
         raise Malformed("a header in another encoding than this version's")
+    if payload_length(message) and len(header) > MAX_HEADER_BYTES:
+        raise TooLarge(f"a header of {len(header)} bytes before a payload; at most {MAX_HEADER_BYTES} are allowed")
     return message
 
 
@@ -138,21 +253,46 @@ def _message(kind: object, charter: bytes, round: Round, rest: list[object]) -> 
         case Bye.kind, []:
             return Bye(charter, round)
         case Update.kind, [length, spread, bool(complete)]:
-            length = _integer("length", length, MAX_PAYLOAD_BYTES)
+            length = integer("length", length, MAX_PAYLOAD_BYTES)
             return Update(charter, round, length, _finite("spread", spread), complete)
+        case Told.kind, [signer, body, signature]:
+            return Told(charter, round, _statement([signer, body, signature]))
+        case Have.kind, [attempt, session, list(held)]:
+            masks = tuple(integer("mask", mask, 2**MAX_GROUP - 1) for mask in held)
+            if len(masks) != KINDS_OF_STATEMENTS:
+                raise Malformed(f"{len(masks)} masks; there are {KINDS_OF_STATEMENTS} kinds of statements")
+            return Have(charter, round, integer("attempt", attempt, MAX_ATTEMPTS - 1), _session(session), masks)
+        case Want.kind, [session, part, chunk]:
+            return Want(charter, round, _session(session), _part(part), integer("chunk", chunk, MAX_GROUP - 1))
+        case Chunk.kind, [session, part, chunk, length]:
+            number = integer("chunk", chunk, MAX_GROUP - 1)
+            # A message without a payload goes another way.
+            length = integer("length", length, MAX_PAYLOAD_BYTES)
+            if length == 0:
+                raise Malformed("an empty chunk")
+            return Chunk(charter, round, _session(session), _part(part), number, length)
+        case Proof.kind, [list(statements)]:
+            return Proof(charter, round, tuple(map(_statement, statements)))
     raise Malformed(f"a message of unknown kind {ascii(kind)[:20]} with {len(rest)} further fields")
 
 
+def _statement(value: object) -> Statement:
+    match value:
+        case [signer, bytes(body), bytes(signature)]:
+            return decode_statement(place("signer", signer), body, signature)
+    raise Malformed("a statement without signer, body and signature")
+
+
+def _session(value: object) -> bytes:
+    return fixed_bytes("session", value, SESSION_BYTES)
+
+
+def _part(value: object) -> Part:
+    return Part(integer("part", value, max(Part)))
+
+
 def _charter(value: object) -> bytes:
-    if not isinstance(value, bytes) or len(value) != CHARTER_HASH_BYTES:
-        raise Malformed("a message without a charter hash")
-    return value
-
-
-def _integer(name: str, value: object, maximum: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= maximum:
-        raise Malformed(f"a {name} that is not a number from 0 to {maximum}")
-    return value
+    return fixed_bytes("charter hash", value, CHARTER_HASH_BYTES)
 
 
 def _finite(name: str, value: object) -> float:

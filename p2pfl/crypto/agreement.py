@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Protocol
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from p2pfl.core.canonical import canonical
-from p2pfl.core.errors import Malformed
+from p2pfl.core.errors import LocalError, Malformed
 from p2pfl.core.ids import PeerId
 
 if TYPE_CHECKING:  # suites have an agreement in them
     from p2pfl.crypto.suite import Suite
 
 PRIVATE_BYTES = 32
+SESSION_BYTES = 32
 
 
 class Agreement(Protocol):
@@ -94,11 +95,14 @@ def mask_secret(suite: "Suite", shared: bytes, session: bytes, one: PeerId, othe
     Args:
         suite: the charter's.
         shared: what `Agreement.shared_secret` gave for their mask keys.
-        session: the session's id, which every key of it depends on.
+        session: the session's id, 32 bytes, which every key of it depends on.
         one: either peer.
         other: the other.
+
+    Raises:
+        LocalError: the session's id has another length.
     """
-    return _derived(suite, shared, session, ["p2pfl/mask-secret/1", *sorted((one, other))])
+    return _derived(suite, shared, session, "p2pfl/mask-secret/1", *sorted((one, other)))
 
 
 def wrap_secret(suite: "Suite", shared: bytes, session: bytes, sender: PeerId, recipient: PeerId) -> bytes:
@@ -107,13 +111,22 @@ def wrap_secret(suite: "Suite", shared: bytes, session: bytes, sender: PeerId, r
     Args:
         suite: the charter's.
         shared: what `Agreement.shared_secret` gave for their wrap keys.
-        session: the session's id.
+        session: the session's id, 32 bytes.
         sender: who seals.
         recipient: who opens.
+
+    Raises:
+        LocalError: the session's id has another length.
     """
-    return _derived(suite, shared, session, ["p2pfl/wrap-secret/1", sender, recipient])
+    return _derived(suite, shared, session, "p2pfl/wrap-secret/1", sender, recipient)
 
 
-def _derived(suite: "Suite", shared: bytes, session: bytes, purpose: list[str]) -> bytes:
-    """Return a cipher key of the suite by HKDF, with the session as its salt and the purpose as its info."""
-    return suite.hkdf(shared, salt=session, info=canonical(purpose), length=suite.key_bytes)
+def _derived(suite: "Suite", shared: bytes, session: bytes, purpose: str, *peers: PeerId) -> bytes:
+    """Return a cipher key by HKDF, with the session as its salt, and purpose, suite and peers as its info.
+
+    The suite's name is there since `sm4` and `gm` have one hash: a shared secret of one is no key of the other.
+    """
+    if len(session) != SESSION_BYTES:
+        raise LocalError(f"a session's id has {SESSION_BYTES} bytes, not {len(session)}")
+    info = canonical([purpose, suite.name, *peers])
+    return suite.hkdf(shared, salt=session, info=info, length=suite.key_bytes)

@@ -21,15 +21,18 @@ def seal(suite: Suite, shared: bytes, sid: bytes, sender: PeerId, recipient: Pee
     Args:
         suite: the charter's.
         shared: the pair's 32-byte Diffie-Hellman secret of this attempt's wrap keys.
-        sid: the session's id.
+        sid: the session's id, 32 bytes.
         sender: who seals.
         recipient: who opens.
         message: what it is about.
+
+    Raises:
+        LocalError: the session's id has another length.
     """
-    purpose = canonical(["p2pfl/wrap-nonce/1", sender, recipient, suite.hash(message)])
+    purpose = canonical(["p2pfl/wrap-nonce/1", suite.name, sender, recipient, suite.hash(message)])
+    key = wrap_secret(suite, shared, sid, sender, recipient)
     nonce = suite.hkdf(shared, salt=sid, info=purpose, length=NONCE_BYTES)
     sealed = bytearray(len(message) + TAG_BYTES)
-    key = wrap_secret(suite, shared, sid, sender, recipient)
     suite.aead(key).seal_into(nonce, message, sid, memoryview(sealed))
     return nonce + bytes(sealed)
 
@@ -47,6 +50,7 @@ def unseal(suite: Suite, shared: bytes, sid: bytes, sender: PeerId, recipient: P
 
     Raises:
         BadTag: it was not sealed so; names the sender.
+        LocalError: the session's id has another length.
         Malformed: it is too short.
     """
     if len(sealed) < OVERHEAD_BYTES:

@@ -3,9 +3,14 @@
 The key is Ed25519 (RFC 8032), as libp2p uses it; the peer id is the identity multihash of the key's protobuf encoding
 (libp2p specs, peer-ids), so a signature is checked against the peer id alone. Every signature covers a domain, so that
 none made for one purpose serves another.
+
+What a member states to others, such as that it agrees to a charter, it signs with every key that the suite asks for:
+under `gm` its SM2 key signs the same bytes after its identity. Both signatures are one string of bytes, and count only
+together. A charter's hash covers every member's SM2 key, so that signing a charter binds the two keys to each other.
 """
 
 import base64
+from dataclasses import dataclass
 
 import base58
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -13,11 +18,15 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from p2pfl.core.canonical import canonical
-from p2pfl.core.charter import Charter
-from p2pfl.core.errors import BadSignature, InvalidConfig
+from p2pfl.core.charter import Charter, Member
+from p2pfl.core.errors import BadSignature, InvalidConfig, Malformed
 from p2pfl.core.ids import PeerId
+from p2pfl.crypto import sm2
+from p2pfl.crypto.sm2 import Sm2SigningKey, verify_sm2_signature
+from p2pfl.crypto.suite import SUITES
 
 SEED_BYTES = 32
+SIGNATURE_BYTES = 64
 # Multihash "identity" of 36 bytes: protobuf field 1 (key type) = 1 (Ed25519), field 2 (data) = 32 bytes.
 _PEER_ID_PREFIX = bytes.fromhex("002408011220")
 _CHARTER_DOMAIN = "p2pfl/charter-signature/1"
@@ -104,11 +113,78 @@ def verify_signature(peer: PeerId, domain: str, message: bytes, signature: bytes
         raise BadSignature("a signature that does not verify", peer) from error
 
 
-def sign_charter(charter: Charter, name: str, identity: Identity) -> Charter:
-    """Return the charter with the signature of the member `name` added.
+# Statements of members
+
+
+@dataclass(frozen=True)
+class Signer:
+    """What a member signs its statements with: its identity, and its SM2 key where the suite asks for one."""
+
+    identity: Identity
+    sm2_key: Sm2SigningKey | None = None
+
+    def sign(self, domain: str, message: bytes) -> bytes:
+        """Return the signature of `message` for the purpose `domain`: of the identity, then of the SM2 key if any.
+
+        The message must hold what the statement is about, and the charter's hash if it is made under one.
+        """
+        own = self.identity.sign(domain, message)
+        return own if self.sm2_key is None else own + self.sm2_key.sign(domain, message)
+
+
+def statement_bytes(suite: str) -> int:
+    """Return how long a signature of `Signer.sign` is under a suite."""
+    return SIGNATURE_BYTES + (sm2.SIGNATURE_BYTES if SUITES[suite].sm2_signatures else 0)
+
+
+def verify_statement(suite: str, member: Member, domain: str, message: bytes, signature: bytes) -> None:
+    """Check that `member` signed `message` for the purpose `domain` with every key that the suite asks for.
 
     Raises:
-        InvalidConfig: there is no such member, or its peer id belongs to another key.
+        BadSignature: it did not; names the peer.
+        InvalidConfig: the member's record has not the keys that the suite asks for, or the extra `gm` is not installed.
+    """
+    _verify_keys(suite, member)
+    peer, length = PeerId(member.peer_id), statement_bytes(suite)
+    if len(signature) != length:
+        raise BadSignature(f"a signature of {len(signature)} bytes; under the suite {suite} it has {length}", peer)
+    verify_signature(peer, domain, message, signature[:SIGNATURE_BYTES])
+    if member.sm2_public_key is None:
+        return
+    try:
+        verify_sm2_signature(bytes.fromhex(member.sm2_public_key), domain, message, signature[SIGNATURE_BYTES:])
+    except BadSignature as error:
+        raise BadSignature(error.reason, peer) from error
+    except Malformed as error:
+        raise InvalidConfig(f"sm2_public_key: {error.reason}") from error
+
+
+def _verify_keys(suite: str, member: Member) -> None:
+    wanted = SUITES[suite].sm2_signatures
+    if wanted and member.sm2_public_key is None:
+        raise InvalidConfig(
+            f"has no SM2 key, with which members sign under the suite {suite}; join again with `p2pfl charter join`"
+        )
+    if not wanted and member.sm2_public_key is not None:
+        raise InvalidConfig(
+            f"has an SM2 key, which the suite {suite} does not use; join again with `p2pfl charter join`"
+        )
+
+
+# The charter's signatures
+
+
+def sign_charter(charter: Charter, name: str, identity: Identity, sm2_key: Sm2SigningKey | None = None) -> Charter:
+    """Return the charter with the signature of the member `name` added.
+
+    Args:
+        charter: the draft.
+        name: who signs.
+        identity: the member's.
+        sm2_key: the member's, under a suite with SM2 signatures.
+
+    Raises:
+        InvalidConfig: there is no such member, or its record has other keys than these or than the suite asks for.
     """
     member = charter.member(name)
     if member is None:
@@ -117,26 +193,48 @@ def sign_charter(charter: Charter, name: str, identity: Identity) -> Charter:
         raise InvalidConfig(
             f"{name} stands in the charter with peer id {member.peer_id}, but this key is {identity.peer_id}"
         )
-    signature = base64.b64encode(identity.sign(_CHARTER_DOMAIN, charter.hash())).decode()
-    return charter.model_copy(update={"signatures": {**charter.signatures, name: signature}})
+    try:
+        _verify_keys(charter.security.suite, member)
+    except InvalidConfig as error:
+        raise InvalidConfig(f"{name}: {error}") from error
+    if member.sm2_public_key != (None if sm2_key is None else sm2_key.public.hex()):
+        raise InvalidConfig(
+            f"{name} stands in the charter with another SM2 key than this one; restore that, or join again"
+        )
+    signature = Signer(identity, sm2_key).sign(_CHARTER_DOMAIN, charter.hash())
+    text = base64.b64encode(signature).decode()
+    return charter.model_copy(update={"signatures": {**charter.signatures, name: text}})
 
 
 def charter_faults(charter: Charter) -> list[str]:
     """Return what keeps the charter from being in force, one line each, naming the member; empty if nothing does."""
+    suite = charter.security.suite
     faults = [] if len(charter.members) > 1 else ["a federation needs at least two members"]
+    if SUITES[suite].sm2_signatures:
+        try:
+            sm2.verify_installed()
+        except InvalidConfig as error:  # of every member the same
+            return [*faults, str(error)]
     digest = charter.hash()
     for member in charter.members:
-        text = charter.signatures.get(member.name)
-        if text is None:
-            faults.append(f"{member.name} has not signed")
-            continue
-        try:
-            signature = base64.b64decode(text, validate=True)
-            verify_signature(PeerId(member.peer_id), _CHARTER_DOMAIN, digest, signature)
-        except (ValueError, BadSignature):  # base64 raises a plain one for what is not ASCII
-            faults.append(
-                f"{member.name}'s signature is not for this charter: it was changed after signing; sign again"
-            )
-        except InvalidConfig as error:
-            faults.append(f"{member.name}: {error}")
+        fault = _signature_fault(suite, member, digest, charter.signatures.get(member.name))
+        if fault:
+            faults.append(fault)
     return faults
+
+
+def _signature_fault(suite: str, member: Member, digest: bytes, text: str | None) -> str:
+    try:
+        _verify_keys(suite, member)
+        if text is None:
+            return f"{member.name} has not signed"
+        verify_statement(suite, member, _CHARTER_DOMAIN, digest, base64.b64decode(text, validate=True))
+    except InvalidConfig as error:
+        return f"{member.name}: {error}"
+    except BadSignature as error:
+        reason = error.reason
+    except ValueError:  # base64 raises a plain one for what is not ASCII
+        reason = "no base64"
+    else:
+        return ""
+    return f"{member.name}'s signature is not for this charter: it was changed after signing; sign again ({reason})"

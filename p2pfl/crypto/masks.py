@@ -66,7 +66,7 @@ def self_key(suite: Suite, seed: bytes, sid: bytes) -> bytes:
     """
     _verify_length("a self mask's seed", seed)
     _verify_length("a session's id", sid)
-    return suite.hkdf(seed, sid, canonical(["p2pfl/self-mask/1"]), suite.key_bytes)
+    return suite.hkdf(seed, sid, canonical(["p2pfl/self-mask/1", suite.name]), suite.key_bytes)
 
 
 def own_masks(own: PeerId, self_mask: bytes, pairs: Mapping[PeerId, bytes]) -> tuple[Mask, ...]:

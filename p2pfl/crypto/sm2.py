@@ -2,12 +2,18 @@
 
 This uses the GM/T algorithms; it is no certified module. The point arithmetic of the exchange is fastecdsa's, on
 GMP integers, between Python integers: **neither is constant time**. So a private key of the exchange is for one
-masked sum, or for the handshakes of one running process, and never an identity. Signatures are GmSSL's, whose key may
-live longer; for one that does not verify, GmSSL writes a line to the standard error stream.
+masked sum, or for the handshakes of one running process, and never an identity. A key for signatures lives longer:
+GmSSL signs with it, and the arithmetic here sees it only when its public half is computed, as it is made or read.
 
-Both libraries come with the extra `gm` and are imported when first needed.
+Signatures are verified here, where all is public: GmSSL would write a line to the standard error stream for each that
+does not verify, and so could anybody who sends one. Both libraries come with the extra `gm` and are imported when first
+needed.
 """
 
+import base64
+import binascii
+import re
+import textwrap
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -15,7 +21,7 @@ from types import ModuleType
 from typing import Any
 
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from p2pfl.core.canonical import canonical
@@ -42,6 +48,11 @@ _UNCOMPRESSED = b"\x04"
 _FIELD_BYTES = 32
 # As many bits more than the order's as make the reduction's bias 2^-128 (FIPS 186-5, appendix A.2.1, asks for 64).
 _SCALAR_BYTES = 48
+# PKCS #8 (RFC 5958) around an ECPrivateKey (RFC 5915), of which all but the two keys is fixed: version, the algorithms
+# id-ecPublicKey (RFC 5480) and sm2p256v1 (1.2.156.10197.1.301, GM/T 0006-2012); then, inside, version and private key.
+_PKCS8_HEAD = bytes.fromhex("308187020100301306072a8648ce3d020106082a811ccf5501822d046d306b0201010420")
+_PKCS8_PUBLIC = bytes.fromhex("a144034200")
+_PEM = re.compile(rb"\s*-----BEGIN PRIVATE KEY-----\s+([A-Za-z0-9+/=\s]{1,400})-----END PRIVATE KEY-----\s*")
 
 
 def verify_installed() -> None:
@@ -166,9 +177,54 @@ class Sm2SigningKey:
             ValueError: the entropy has another length.
         """
         verify_installed()
-        scalar = private_scalar(entropy)
+        self._take(private_scalar(entropy))
+
+    def _take(self, scalar: int) -> None:
         self._private = scalar.to_bytes(PRIVATE_BYTES, "big")
         self.public = public_point(scalar)
+
+    @classmethod
+    def from_private(cls, private: bytes) -> "Sm2SigningKey":
+        """Take a private key as `private` returns it.
+
+        Raises:
+            InvalidConfig: the extra `gm` is not installed.
+            ValueError: it is no number between 1 and n - 2 in 32 bytes.
+        """
+        verify_installed()
+        scalar = int.from_bytes(private, "big")
+        if len(private) != PRIVATE_BYTES or not 1 <= scalar <= _N - 2:
+            raise ValueError("an SM2 private key is a number between 1 and n - 2")
+        key = cls.__new__(cls)
+        key._take(scalar)
+        return key
+
+    def private(self) -> bytes:
+        """Return the secret, for its file."""
+        return self._private
+
+    def to_pem(self) -> bytes:
+        """Return the key as unencrypted PKCS #8 PEM."""
+        der = _PKCS8_HEAD + self._private + _PKCS8_PUBLIC + self.public
+        lines = textwrap.wrap(base64.b64encode(der).decode(), 64)
+        return b"-----BEGIN PRIVATE KEY-----\n%b\n-----END PRIVATE KEY-----\n" % "\n".join(lines).encode()
+
+    @classmethod
+    def from_pem(cls, pem: bytes, where: str) -> "Sm2SigningKey":
+        """Read a key as `to_pem` writes it; `where` names its file in errors.
+
+        Raises:
+            InvalidConfig: it is something else, or the extra `gm` is not installed.
+        """
+        match = _PEM.fullmatch(pem)
+        try:
+            der = base64.b64decode(b"".join(match.group(1).split()), validate=True) if match else b""
+            key = cls.from_private(der[len(_PKCS8_HEAD) : len(_PKCS8_HEAD) + PRIVATE_BYTES])
+        except (binascii.Error, ValueError):
+            key = None
+        if key is None or der != _PKCS8_HEAD + key.private() + _PKCS8_PUBLIC + key.public:
+            raise InvalidConfig(f"{where}: not an unencrypted PEM private key for SM2; restore it from your backup")
+        return key
 
     def __repr__(self) -> str:
         return f"Sm2SigningKey({self.public.hex()})"
@@ -201,12 +257,15 @@ def verify_bare_signature(public: bytes, message: bytes, signature: bytes, user_
         BadSignature: it was not made so.
         Malformed: `public` is no key.
     """
-    library = _library("gmssl_pyx")
-    _decode(public)
-    numbers = [int.from_bytes(signature[at : at + _FIELD_BYTES], "big") for at in (0, _FIELD_BYTES)]
-    if len(signature) != SIGNATURE_BYTES or not all(0 < number < _N for number in numbers):
+    key = _decode(public)
+    r, s = (int.from_bytes(signature[at : at + _FIELD_BYTES], "big") for at in (0, _FIELD_BYTES))
+    if len(signature) != SIGNATURE_BYTES or not (0 < r < _N and 0 < s < _N):
         raise BadSignature("an SM2 signature that is not two numbers below the order")
-    if not library.sm2_verify(public[1:], message, encode_dss_signature(*numbers), user_id):
+    # GB/T 32918.2-2016, section 7.1: e = H(Z || M), t = r + s, (x, y) = [s]G + [t]P, and r must be e + x modulo n.
+    t = (r + s) % _N
+    point = _curve().G * s + key * t
+    digest = int.from_bytes(_sm3(user_digest(public, user_id) + message), "big")
+    if t == 0 or point == point.IDENTITY_ELEMENT or (digest + point.x) % _N != r:
         raise BadSignature("an SM2 signature that does not verify")
 
 

@@ -1,17 +1,17 @@
 """The cipher suites, behind one interface. The charter chooses one; every transcript is bound to it; none are mixed.
 
-| suite | agreement | hash, HKDF | messages | keystream |
-|---|---|---|---|---|
-| `aes` | X25519 | SHA-256 | AES-256-GCM | AES-256-CTR |
-| `sm4` | X25519 | SM3 | SM4-GCM | SM4-CTR |
-| `gm` | SM2 | SM3 | SM4-GCM | SM4-CTR |
+| suite | agreement | hash, HKDF | messages | keystream | signatures |
+|---|---|---|---|---|---|
+| `aes` | X25519 | SHA-256 | AES-256-GCM | AES-256-CTR | Ed25519 |
+| `sm4` | X25519 | SM3 | SM4-GCM | SM4-CTR | Ed25519 |
+| `gm` | SM2 | SM3 | SM4-GCM | SM4-CTR | Ed25519 and SM2 |
 
 The suites with SM algorithms use the GM/T algorithms; nothing here is a certified module. Each cipher comes from the
-faster of the libraries that are there and give the known answers; all give the same bytes. Constant time is theirs.
+fastest of the libraries that are there and give the known answers; all give the same bytes. Constant time is theirs.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Protocol
 
@@ -32,6 +32,7 @@ from p2pfl.crypto.providers import (
     Provider,
     libgcrypt,
 )
+from p2pfl.crypto.providers.choice import Clock, fastest_aead, fastest_keystream
 from p2pfl.crypto.providers.known_answers import is_right_aead, is_right_keystream
 from p2pfl.crypto.providers.openssl import OpenSsl
 from p2pfl.crypto.sm2 import Sm2Agreement, verify_installed
@@ -52,12 +53,7 @@ __all__ = [
 ]
 
 _LIBRARIES = ("libgcrypt", "openssl")
-# The faster first. Measured through this interface on one x86 core with AVX-512 and GFNI, libgcrypt 1.10.1 and OpenSSL
-# 4.0.3, in MB/s at 256 B, 16 KiB and 256 KiB:
-#   AES-256-GCM  libgcrypt 65, 2378, 5041   OpenSSL 227, 5621, 10218
-#   AES-256-CTR  libgcrypt 109, 4665, 13452   OpenSSL 203, 4825, 7939; masks are expanded in pieces of 256 KiB
-#   SM4-GCM      libgcrypt 59, 639, 753   OpenSSL 37, 132, 138
-#   SM4-CTR      libgcrypt 96, 742, 828   OpenSSL 77, 126, 127
+# Where nobody brings a clock, the first serves. The faster on one x86 core with AVX-512 and GFNI, in pieces of 256 KiB.
 _AEAD_ORDER = {Cipher.AES_256: ("openssl", "libgcrypt"), Cipher.SM4: _LIBRARIES}
 _KEYSTREAM_ORDER = {Cipher.AES_256: _LIBRARIES, Cipher.SM4: _LIBRARIES}
 
@@ -104,31 +100,51 @@ class Suite(Protocol):
 
 @dataclass(frozen=True)
 class Terms:
-    """What a suite is made of."""
+    """What a suite is made of.
+
+    Attributes:
+        sm2_signatures: whether members sign their statements with SM2 too, beside Ed25519.
+    """
 
     agreement: Agreement
     agreement_name: str
     hash_name: str
     hash_algorithm: hashes.HashAlgorithm
     cipher: Cipher
+    sm2_signatures: bool = False
 
 
 _X25519 = X25519()
 SUITES: Mapping[str, Terms] = {
     "aes": Terms(_X25519, "X25519", "SHA-256", hashes.SHA256(), Cipher.AES_256),
     "sm4": Terms(_X25519, "X25519", "SM3", hashes.SM3(), Cipher.SM4),
-    "gm": Terms(Sm2Agreement(), "SM2", "SM3", hashes.SM3(), Cipher.SM4),
+    "gm": Terms(Sm2Agreement(), "SM2", "SM3", hashes.SM3(), Cipher.SM4, sm2_signatures=True),
 }
 
 
 @dataclass(frozen=True)
 class CipherSuite:
-    """A suite, and the libraries that serve it."""
+    """A suite, and the libraries that can serve it, all of which gave the known answers.
+
+    Attributes:
+        clock: measures which of them does, for each primitive when it is first used; None: the first.
+    """
 
     name: str
     terms: Terms
-    aead_provider: Provider
-    keystream_provider: Provider
+    aead_providers: tuple[Provider, ...]
+    keystream_providers: tuple[Provider, ...]
+    clock: Clock | None = field(default=None, repr=False)
+
+    @property
+    def aead_provider(self) -> Provider:
+        """The library that serves messages."""
+        return _serving(fastest_aead, self.aead_providers, self.terms.cipher, self.clock)
+
+    @property
+    def keystream_provider(self) -> Provider:
+        """The library that serves masks."""
+        return _serving(fastest_keystream, self.keystream_providers, self.terms.cipher, self.clock)
 
     @property
     def key_bytes(self) -> int:
@@ -166,23 +182,25 @@ def available_providers() -> tuple[Provider, ...]:
     return (OpenSsl(),) if found is None else (OpenSsl(), found)
 
 
-def suite(name: str, providers: Sequence[Provider] | None = None) -> CipherSuite:
-    """Return the suite of this name.
+def suite(name: str, providers: Sequence[Provider] | None = None, clock: Clock | None = None) -> CipherSuite:
+    """Return the suite of this name, the same one each time.
 
-    Which library serves it depends on what is installed and nothing else; the first call tries their answers.
+    The first call tries the libraries' answers.
 
     Args:
         name: `aes`, `sm4` or `gm`.
         providers: to choose from; by default all that are there.
+        clock: gives seconds, to have the fastest library serve; without one, those serve that were the fastest where
+            this was written. See `p2pfl.crypto.providers.choice` for what it costs.
 
     Raises:
         InvalidConfig: there is no such suite, or what it needs is not installed.
     """
-    return _suite(name, available_providers() if providers is None else tuple(providers))
+    return _suite(name, available_providers() if providers is None else tuple(providers), clock)
 
 
 @cache
-def _suite(name: str, providers: tuple[Provider, ...]) -> CipherSuite:
+def _suite(name: str, providers: tuple[Provider, ...], clock: Clock | None) -> CipherSuite:
     terms = SUITES.get(name)
     if terms is None:
         raise InvalidConfig(f"there is no suite {name[:20]!r}; there are {', '.join(SUITES)}")
@@ -193,18 +211,29 @@ def _suite(name: str, providers: tuple[Provider, ...]) -> CipherSuite:
     except UnsupportedAlgorithm as error:
         raise _lacking(name, terms.hash_name) from error
     cipher = terms.cipher
-    aead = _first_right(is_right_aead, cipher, _AEAD_ORDER[cipher], providers)
-    keystream = _first_right(is_right_keystream, cipher, _KEYSTREAM_ORDER[cipher], providers)
-    if aead is None or keystream is None:
-        raise _lacking(name, f"{cipher}-{'GCM' if aead is None else 'CTR'}")
-    return CipherSuite(name, terms, aead, keystream)
+    aead = _all_right(is_right_aead, cipher, _AEAD_ORDER[cipher], providers)
+    keystream = _all_right(is_right_keystream, cipher, _KEYSTREAM_ORDER[cipher], providers)
+    if not aead or not keystream:
+        raise _lacking(name, f"{cipher}-{'CTR' if aead else 'GCM'}")
+    return CipherSuite(name, terms, aead, keystream, clock)
 
 
-def _first_right(
-    is_right: Callable[[Provider, Cipher], bool], cipher: Cipher, order: Iterable[str], providers: tuple[Provider, ...]
-) -> Provider | None:
+def _all_right(
+    is_right: Callable[[Provider, Cipher], bool], cipher: Cipher, order: Sequence[str], providers: Sequence[Provider]
+) -> tuple[Provider, ...]:
     named = (provider for name in order for provider in providers if provider.name == name)
-    return next((provider for provider in named if is_right(provider, cipher)), None)
+    return tuple(provider for provider in named if is_right(provider, cipher))
+
+
+@cache
+def _serving(
+    fastest: Callable[[Sequence[Provider], Cipher, Clock], Provider],
+    providers: tuple[Provider, ...],
+    cipher: Cipher,
+    clock: Clock | None,
+) -> Provider:
+    """Measure once in a process. Threads that ask at once may each measure, and get different libraries: no harm."""
+    return providers[0] if clock is None else fastest(providers, cipher, clock)
 
 
 def _lacking(name: str, algorithm: str) -> InvalidConfig:

@@ -43,6 +43,7 @@ from p2pfl.core.machine import (
     Input,
     LinkDown,
     LinkUp,
+    Persisted,
     Received,
     RefuseBulk,
     Send,
@@ -156,7 +157,7 @@ class PeerMachine:
         self._stop_asked = False
         self._neighbors = {peer: _Neighbor() for peer in plan.weights}
 
-    def handle(self, input: Input, now: Seconds) -> list[Effect]:
+    def handle(self, input: Input, now: Seconds) -> list[Effect]:  # noqa: PLR0912 - a case for each input
         """Take one input; see `p2pfl.core.machine.Machine`."""
         if self._state in (State.DONE, State.FAILED):
             return [RefuseBulk("this peer has finished")] if isinstance(input, BulkOffered) else []
@@ -183,6 +184,8 @@ class PeerMachine:
                 return self._finish(error)
             case StopRequested():
                 return self._on_stop(now)
+            case Persisted():
+                raise OutOfTurn("a record was kept that nobody asked for")
 
     # Links
 

@@ -5,8 +5,9 @@ Everything a peer must check before it may start is checked here, against the ch
 
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,21 @@ from p2pfl.core.charter import Charter, Member, ModelTerms, TaskTerms
 from p2pfl.core.config import PeerConfig
 from p2pfl.core.errors import InvalidConfig
 from p2pfl.core.settings import parse_toml, validate
-from p2pfl.crypto.identity import Identity, charter_faults, public_key
+from p2pfl.crypto.identity import Identity, Signer, charter_faults, public_key
+from p2pfl.crypto.suite import SUITES
 from p2pfl.learning.task import LoadedTask, load_task, make_model
 from p2pfl.learning.vector import assign, initial, layout, load_model, save_model
-from p2pfl.node.store import ask_passphrase, create_identity, load_identity, read_text, sha256_of, write_atomic
+from p2pfl.node.store import (
+    ask_passphrase,
+    create_identity,
+    create_sm2_key,
+    is_under_passphrase,
+    load_identity,
+    load_sm2_key,
+    read_text,
+    sha256_of,
+    write_atomic,
+)
 
 CONFIG_FILE, CHARTER_FILE, INITIAL_FILE = "peer.toml", "charter.toml", "initial.safetensors"
 MODEL_FILE, HISTORY_FILE = "model.safetensors", "history.f32"
@@ -49,15 +61,63 @@ class Home:
         """The folder of this peer's trace and model."""
         return self.path / self.config.run
 
+    @property
+    def identity_path(self) -> Path:
+        """The file of the identity's key."""
+        return self.path / self.config.identity
+
+    @property
+    def sm2_key_path(self) -> Path:
+        """The file of the SM2 key, beside the identity's: `identity-sm2.pem` beside `identity.pem`."""
+        path = self.identity_path
+        return path.with_name(f"{path.stem}-sm2{path.suffix}")
+
     def identity(self) -> Identity:
         """Read the key.
 
         Raises:
             InvalidConfig: see `p2pfl.node.store.load_identity`.
         """
-        path = self.path / self.config.identity
+        return load_identity(self.identity_path, self._passphrase())
+
+    def signer(self, suite: str) -> Signer:
+        """Read all keys that this member signs with under a suite; a passphrase is asked once.
+
+        Raises:
+            InvalidConfig: see `p2pfl.node.store.load_identity` and `load_sm2_key`.
+        """
+        passphrase = self._passphrase()
+        identity = load_identity(self.identity_path, passphrase)
+        if not SUITES[suite].sm2_signatures:
+            return Signer(identity)
+        if not self.sm2_key_path.exists():
+            raise InvalidConfig(
+                f"{self.sm2_key_path}: this member's SM2 key is not there; restore it from your backup, "
+                "or run `p2pfl charter join`, which makes one"
+            )
+        return Signer(identity, load_sm2_key(self.sm2_key_path, passphrase))
+
+    def member(self, suite: str) -> Member:
+        """Return this member's entry in a charter with a suite; makes the SM2 key if the suite asks for one.
+
+        Raises:
+            InvalidConfig: a key cannot be read or made, or `announce` is empty.
+        """
+        passphrase = self._passphrase()
+        identity = load_identity(self.identity_path, passphrase)
+        values: dict[str, Any] = {"name": self.config.name, "peer_id": identity.peer_id}
+        if SUITES[suite].sm2_signatures:
+            if self.sm2_key_path.exists():
+                key = load_sm2_key(self.sm2_key_path, passphrase)
+            else:
+                sealed = is_under_passphrase(self.identity_path)
+                key = create_sm2_key(self.sm2_key_path, passphrase() if sealed else None)
+            values["sm2_public_key"] = key.public.hex()
+        return validate(Member, {**values, "addresses": self.config.announce}, str(self.path / self.file))
+
+    def _passphrase(self) -> Callable[[], bytes]:
         file = self.path / self.config.passphrase_file if self.config.passphrase_file else None
-        return load_identity(path, lambda: ask_passphrase(file, path))
+        return cache(lambda: ask_passphrase(file, self.identity_path))
 
 
 def open_home(config_path: Path) -> Home:
@@ -181,7 +241,7 @@ def render_charter(charter: Charter) -> str:
     document.add(
         tomlkit.comment("A federation's charter: what all members agree on. `p2pfl charter show` explains it.")
     )
-    values = charter.model_dump(mode="json")
+    values = charter.model_dump(mode="json", exclude_none=True)
     members, signatures = values.pop("members"), values.pop("signatures")
     for key, value in values.items():
         document.add(key, tomlkit.item(value))

@@ -6,6 +6,7 @@ from p2pfl.core.errors import Malformed, StreamReset
 from p2pfl.core.wire import (
     DIGEST_BYTES,
     LENGTH_BYTES,
+    MAX_MESSAGE_BYTES,
     Message,
     decode_header,
     digest,
@@ -46,8 +47,8 @@ async def write_bulk(lane: OutgoingLane, message: Message, payload: memoryview, 
     await lane.write(trailer)
 
 
-async def read_message(lane: IncomingLane) -> Message | None:
-    """Read a header; None when the lane has ended cleanly.
+async def read_message(lane: IncomingLane, most: int = MAX_MESSAGE_BYTES) -> Message | None:
+    """Read a header of at most `most` bytes; None when the lane has ended cleanly.
 
     Raises:
         RemoteError: the bytes are no header.
@@ -56,7 +57,7 @@ async def read_message(lane: IncomingLane) -> Message | None:
     prefix = bytearray(LENGTH_BYTES)
     if not await lane.read_into(memoryview(prefix)):
         return None
-    header = bytearray(header_length(prefix))
+    header = bytearray(header_length(prefix, most))
     await _fill(lane, memoryview(header))
     return decode_header(header)
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from p2pfl.core.charter import Charter, Member
+from p2pfl.core.charter import Charter
 from p2pfl.core.config import PeerConfig
 from p2pfl.core.errors import P2pflError
 from p2pfl.core.trace import Entry
@@ -86,10 +86,10 @@ def create_federation(
         )
         homes.append(create_home(path / PEERS_FOLDER / config.name, config)[0])
     for home in homes:
-        member = Member(name=home.config.name, peer_id=home.identity().peer_id, addresses=home.config.announce)
-        charter = join_charter(charter, member)
+        charter = join_charter(charter, home.member(charter.security.suite))
     for home in homes:
-        charter = sign_charter(charter, home.config.name, home.identity())
+        signer = home.signer(charter.security.suite)
+        charter = sign_charter(charter, home.config.name, signer.identity, signer.sm2_key)
     save_charter(path / CHARTER_FILE, charter)
     return LocalFederation(path, tuple(homes))
 

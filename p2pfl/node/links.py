@@ -14,7 +14,7 @@ import trio
 
 from p2pfl.core.errors import Malformed, RemoteError, StreamReset, TransportError
 from p2pfl.core.ids import PeerId, Seconds
-from p2pfl.core.wire import Hello, Message, digest, payload_length
+from p2pfl.core.wire import MAX_HEADER_BYTES, MAX_MESSAGE_BYTES, Hello, Message, digest, payload_length
 from p2pfl.node.framing import read_message, read_payload, skip_payload, write_bulk, write_message
 from p2pfl.node.transport import IncomingLane, LaneKind, OutgoingLane, Transport
 
@@ -263,7 +263,8 @@ class Links:
     async def _read(self, link: _Link, kind: LaneKind, lane: IncomingLane) -> None:
         if kind is LaneKind.CONTROL and not await self._read_hello(link, lane):
             return
-        while not _is_banned(link) and (message := await read_message(lane)) is not None:
+        most = MAX_HEADER_BYTES if kind is LaneKind.BULK else MAX_MESSAGE_BYTES
+        while not _is_banned(link) and (message := await read_message(lane, most)) is not None:
             is_bulk = payload_length(message) > 0
             if is_bulk != (kind is LaneKind.BULK):
                 raise Malformed(f"sent a message on its {kind} lane that does not belong there", link.peer)

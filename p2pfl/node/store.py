@@ -1,19 +1,28 @@
 """Files: read with errors a person can act on, written whole or not at all, keys for their owner's eyes only."""
 
+import errno
 import fcntl
 import getpass
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from p2pfl.core.errors import InvalidConfig
+from p2pfl.core.errors import InvalidConfig, StoreFailed
 from p2pfl.crypto.identity import SEED_BYTES, Identity
-from p2pfl.crypto.keyfile import ENTROPY_BYTES, is_sealed, open_identity, seal_identity
+from p2pfl.crypto.keyfile import (
+    ENTROPY_BYTES,
+    is_sealed,
+    open_identity,
+    open_sm2_key,
+    seal_identity,
+    seal_sm2_key,
+)
+from p2pfl.crypto.sm2 import PRIVATE_BYTES, Sm2SigningKey
 
-KEY_MODE = 0o600
+KEY_MODE, FOLDER_MODE = 0o600, 0o700
 LOCK_FILE = ".lock"
 PASSPHRASE_VARIABLE = "P2PFL_PASSPHRASE"  # noqa: S105 - the name of a variable
 
@@ -113,8 +122,7 @@ def create_identity(
     Raises:
         InvalidConfig: there is a file already; keys are never overwritten.
     """
-    if path.exists():
-        raise InvalidConfig(f"{path}: exists already; a key is never overwritten, choose another name")
+    _verify_free(path)
     identity = Identity(entropy(SEED_BYTES))
     sealed = None if passphrase is None else seal_identity(identity, passphrase, entropy(ENTROPY_BYTES))
     write_atomic(path, identity.to_pem() if sealed is None else sealed, KEY_MODE)
@@ -131,10 +139,55 @@ def load_identity(path: Path, passphrase: Callable[[], bytes]) -> Identity:
     Raises:
         InvalidConfig: it is missing, is something else, others may read it, or the passphrase is wrong.
     """
+    pem = _read_key(path)
+    return open_identity(pem, passphrase(), str(path)) if is_sealed(pem) else Identity.from_pem(pem, str(path))
+
+
+def create_sm2_key(
+    path: Path, passphrase: bytes | None = None, entropy: Callable[[int], bytes] = os.urandom
+) -> Sm2SigningKey:
+    """Make an SM2 key for signatures, and write it as `create_identity` does.
+
+    Raises:
+        InvalidConfig: there is a file already, or the extra `gm` is not installed.
+    """
+    _verify_free(path)
+    key = Sm2SigningKey(entropy(PRIVATE_BYTES))
+    sealed = None if passphrase is None else seal_sm2_key(key, passphrase, entropy(ENTROPY_BYTES))
+    write_atomic(path, key.to_pem() if sealed is None else sealed, KEY_MODE)
+    return key
+
+
+def load_sm2_key(path: Path, passphrase: Callable[[], bytes]) -> Sm2SigningKey:
+    """Read a key that `create_sm2_key` wrote; see `load_identity`.
+
+    Raises:
+        InvalidConfig: it is missing, is something else, others may read it, the passphrase is wrong, or the extra `gm`
+            is not installed.
+    """
+    pem = _read_key(path)
+    return open_sm2_key(pem, passphrase(), str(path)) if is_sealed(pem) else Sm2SigningKey.from_pem(pem, str(path))
+
+
+def is_under_passphrase(path: Path) -> bool:
+    """Return whether a key's file is one under a passphrase.
+
+    Raises:
+        InvalidConfig: it is missing, or others may read it.
+    """
+    return is_sealed(_read_key(path))
+
+
+def _verify_free(path: Path) -> None:
+    if path.exists():
+        raise InvalidConfig(f"{path}: exists already; a key is never overwritten, choose another name")
+
+
+def _read_key(path: Path) -> bytes:
     pem = read_bytes(path, "the private key")
     if path.stat().st_mode & 0o077:
         raise InvalidConfig(f"{path}: others may read this private key; run `chmod 600 {path}`")
-    return open_identity(pem, passphrase(), str(path)) if is_sealed(pem) else Identity.from_pem(pem, str(path))
+    return pem
 
 
 def ask_passphrase(file: Path | None, path: Path) -> bytes:
@@ -156,3 +209,58 @@ def ask_passphrase(file: Path | None, path: Path) -> bytes:
         f"{path}: the key is under a passphrase; name its file as passphrase_file in peer.toml, "
         f"or set {PASSPHRASE_VARIABLE}, or run on a terminal"
     )
+
+
+def store_failed(path: Path, error: OSError) -> StoreFailed:
+    """Return the line for a file of a running peer that could not be written."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    advice = "make room" if full else "check the disk, and who may write there"
+    return StoreFailed(f"{path}: cannot be written: {error.strerror}; {advice}, and start again")
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder for its owner's eyes only, durably; one that is there stays as it is.
+
+    Raises:
+        StoreFailed: it cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            path.mkdir(mode=FOLDER_MODE)
+            _sync_folder(path.parent)
+    except OSError as error:
+        raise store_failed(path, error) from error
+
+
+def write_all(descriptor: int, content: bytes | memoryview) -> None:
+    """Write all of `content` to an open file, however many calls the system makes of it."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def replace_durably(path: Path, parts: Iterable[bytes | memoryview]) -> None:
+    """Write a file of several parts whole or not at all, for its owner's eyes only; each goes to the system as it is.
+
+    Durable as `write_atomic` is: when this returns, the new file is there after a crash, and until then the old one.
+
+    Raises:
+        StoreFailed: it cannot be written; the file is the old one or, whole, the new one.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.unlink(missing_ok=True)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, KEY_MODE)
+        try:
+            for part in parts:
+                write_all(descriptor, part)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        with suppress(OSError):  # what went wrong is told below
+            temporary.unlink(missing_ok=True)
+        raise store_failed(path, error) from error

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from p2pfl.core.charter import Charter
 from p2pfl.crypto.identity import charter_faults
+from p2pfl.crypto.suite import SUITES
 from p2pfl.gossip.mixing import metropolis_hastings, spectral_gap
 from p2pfl.gossip.peer_machine import overlay_of
 from p2pfl.gossip.topology import diameter
@@ -21,7 +22,8 @@ def describe_charter(charter: Charter) -> Iterator[str]:
         f"training  {training.rounds} rounds of {training.algorithm}: {training.local_steps} local steps of "
         f"{training.batch_size} examples{clip}"
     )
-    yield f"suite     {charter.security.suite}: `p2pfl suites` says what that is"
+    sm2 = "; members sign with SM2 beside Ed25519" if SUITES[charter.security.suite].sm2_signatures else ""
+    yield f"suite     {charter.security.suite}: `p2pfl suites` says what that is{sm2}"
     yield f"masks     {averaging.masks}: UNMASKED, neighbors see each other's updates"
     yield f"topology  {averaging.topology}{_facts(charter)}"
     yield (
@@ -35,6 +37,8 @@ def describe_charter(charter: Charter) -> Iterator[str]:
     for member in sorted(charter.members, key=lambda member: member.name):
         signed = "signed" if member.name in charter.signatures else "not signed"
         yield f"member    {member.name}  {member.peer_id}  {', '.join(member.addresses)}  {signed}"
+        if member.sm2_public_key is not None:
+            yield f"          {member.name}  SM2 {member.sm2_public_key}"
     faults = charter_faults(charter)
     yield "state     in force" if not faults else f"state     not in force: {'; '.join(faults)}"
 

@@ -10,14 +10,16 @@ bytes, big endian), and the lane's bytes as they are.
 
 import signal
 import struct
+import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import trio
 
-from p2pfl.core.errors import StreamReset, Unreachable
+from p2pfl.core.errors import P2pflError, StreamReset, Unreachable
 from p2pfl.core.ids import PeerId, Seconds
 from p2pfl.node.federation import open_home
 from p2pfl.node.peer import Peer
@@ -309,13 +311,24 @@ class _Incoming:
             self._connection.abort()
 
 
-def run_plaintext_process(home: str) -> None:
-    """Run one peer of the control in a process of its own: prepared as any peer, then robbed of its secrecy."""
-    # The terminal sends Ctrl-C to everyone at once; who started this process asks it to leave.
+def run_plaintext_process(home: str, tell: Connection) -> None:
+    """Run one peer of the control in a process of its own: prepared as any peer, then robbed of its secrecy.
+
+    What is wrong goes through `tell` to whoever started it, in one line.
+    """
+    # The terminal sends Ctrl-C to everyone at once; who started this process asks it to leave with SIGTERM, which it
+    # inherits as ignored.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    peer = Peer.prepare(open_home(Path(home)))
-    transport = PlaintextTransport(peer.transport.identity)
-    replace(peer, transport=transport).run()  # type: ignore[arg-type]  # a field of the one real transport, by design
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        peer = Peer.prepare(open_home(Path(home)))
+        transport = PlaintextTransport(peer.transport.identity)
+        replace(peer, transport=transport).run()  # type: ignore[arg-type]  # a field of the one real transport, by design
+    except P2pflError as error:
+        with suppress(OSError):  # nobody listens any more
+            tell.send_bytes(" ".join(str(error).split()).encode(errors="replace"))
+        sys.exit(error.exit_code)
 
 
 def _endpoint(address: str) -> tuple[str, int]:

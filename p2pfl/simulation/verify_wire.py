@@ -29,7 +29,14 @@ from p2pfl.core.ids import PeerId
 from p2pfl.crypto.identity import public_key
 from p2pfl.node.capture import MAX_BYTES, Capture, Connection, Ending, Endpoint, Side
 from p2pfl.node.federation import CONFIG_FILE, Home, render_config
-from p2pfl.node.launcher import Launcher, LocalFederation, create_federation, free_ports
+from p2pfl.node.launcher import (
+    PEERS_FOLDER,
+    Launcher,
+    LocalFederation,
+    create_federation,
+    describe,
+    free_ports,
+)
 from p2pfl.node.live import size_text
 from p2pfl.node.pcap import pcap_bytes
 from p2pfl.node.proxy import Proxy, Route
@@ -228,9 +235,9 @@ class ControlLauncher(Launcher):
         context: ForkServerContext = multiprocessing.get_context("forkserver")
         self.processes = {
             home.config.name: context.Process(
-                target=run_plaintext_process, args=(str(home.path),), name=home.config.name
+                target=run_plaintext_process, args=(str(home.path), tell), name=home.config.name
             )
-            for home in federation.homes
+            for home, tell in zip(federation.homes, self._tell, strict=True)
         }
 
 
@@ -238,7 +245,11 @@ def _run(path: Path, settings: WireSettings, launcher: type[Launcher]) -> tuple[
     federation = _federation(path, settings)
     federation, routes = _behind_proxies(federation)
     capture = Capture(settings.max_bytes)
-    trio.run(_record, launcher(federation), routes, capture, settings.limit)
+    started = launcher(federation)
+    trio.run(_record, started, routes, capture, settings.limit)
+    failures = started.failures()
+    if failures:  # a peer may end before it writes a trace
+        raise RoundFailed(f"{describe(failures, PEERS)}; traces are in {path / PEERS_FOLDER}")
     run = open_run(path)
     _verify_whole(run)
     listeners = {route.listen: home.config.name for route, home in zip(routes, federation.homes, strict=True)}

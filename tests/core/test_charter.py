@@ -94,7 +94,7 @@ def test_a_default_hashes_as_if_it_were_written() -> None:
 
 def test_the_hash_of_an_example_is_pinned() -> None:
     # Another hash means that peers of two versions of this package cannot meet: a new domain string is due then.
-    assert read(charter_values()).hash().hex() == "3985a091652854e1c41713a133fcc027e5f6fbeeedeac0aa9aefadfa3a6fb95f"
+    assert read(charter_values()).hash().hex() == "2e4db6a29b28bcec315397365dc089955d9567b2316a934f4aebdbd90c605650"
 
 
 @pytest.mark.parametrize("what", ["name", "peer_id"])
@@ -172,3 +172,31 @@ def test_a_model_may_have_any_plain_name(file: str) -> None:
     values = charter_values()
     values["model"]["file"] = file
     assert read(values).model.file == file
+
+
+def with_sm2_keys(*keys: str) -> dict[str, Any]:
+    values = charter_values()
+    for member, key in zip(values["members"], keys, strict=False):
+        member["sm2_public_key"] = key
+    return values
+
+
+def test_an_sm2_key_is_a_term_where_there_is_one() -> None:
+    one, other = "04" + "1" * 128, "04" + "2" * 128
+    hashes = {read(values).hash() for values in (with_sm2_keys(), with_sm2_keys(one), with_sm2_keys(other))}
+    assert len(hashes) == 3
+    assert "sm2_public_key" not in read(with_sm2_keys(one)).terms()["members"][1]
+    assert read(with_sm2_keys(one)).terms()["members"][0]["sm2_public_key"] == one
+
+
+@pytest.mark.parametrize(
+    "key", ["", "04", "02" + "1" * 64, "1" * 130, "04" + "A" * 128, "04" + "1" * 128 + "\n"], ids=ascii
+)
+def test_what_is_no_sm2_key_in_hexadecimal_is_refused(key: str) -> None:
+    with pytest.raises(InvalidConfig, match=r"^c\.toml: members\.0\.sm2_public_key: "):
+        read(with_sm2_keys(key))
+
+
+def test_two_members_cannot_have_one_sm2_key() -> None:
+    with pytest.raises(InvalidConfig, match="two members have the sm2_public_key 0411"):
+        read(with_sm2_keys("04" + "1" * 128, "04" + "1" * 128))

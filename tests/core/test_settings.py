@@ -41,8 +41,8 @@ def with_change(path: str, value: object) -> dict[str, Any]:
     ("path", "known"),
     [
         ("color", "name, version, task, model, training, averaging, security, deadlines, members, signatures"),
-        ("training.color", "algorithm, rounds, local_steps, batch_size, clip_norm"),
-        ("members.1.color", "name, peer_id, addresses"),
+        ("training.color", "algorithm, rounds, local_steps, batch_size, window, clip_norm"),
+        ("members.1.color", "name, peer_id, addresses, sm2_public_key"),
     ],
 )
 def test_an_unknown_key_is_named_with_those_that_are_known(path: str, known: str) -> None:

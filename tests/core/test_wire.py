@@ -15,6 +15,7 @@ from p2pfl.core.ids import Round
 from p2pfl.core.wire import (
     LENGTH_BYTES,
     MAX_HEADER_BYTES,
+    MAX_MESSAGE_BYTES,
     MAX_PAYLOAD_BYTES,
     MAX_ROUND,
     VERSION,
@@ -79,7 +80,7 @@ def test_the_bytes_of_a_header_are_pinned() -> None:
     update = Update(CHARTER, Round(7), 4096, 0.5, True)
     assert encode_header(update).hex() == (
         "0033"  # 51 bytes of header
-        "97" "01" "02"  # seven fields: version, kind
+        "97" "02" "02"  # seven fields: version, kind
         f"c420{CHARTER.hex()}"  # the charter's hash
         "07" "cd1000"  # round, length
         "cb3fe0000000000000" "c3"  # spread, complete
@@ -89,10 +90,10 @@ def test_the_bytes_of_a_header_are_pinned() -> None:
 
 def test_a_header_has_a_length_within_bounds() -> None:
     assert header_length(b"\x00\x01") == 1
-    assert header_length(MAX_HEADER_BYTES.to_bytes(2, "big")) == MAX_HEADER_BYTES
+    assert header_length(MAX_MESSAGE_BYTES.to_bytes(2, "big")) == MAX_MESSAGE_BYTES
     with pytest.raises(Malformed):
         header_length(b"\x00\x00")
-    for length in (MAX_HEADER_BYTES + 1, 0xFFFF):
+    for length in (MAX_MESSAGE_BYTES + 1, 0xFFFF):
         with pytest.raises(TooLarge, match=str(length)):
             header_length(length.to_bytes(2, "big"))
 
@@ -201,9 +202,9 @@ def test_whatever_comes_is_a_message_or_costs_its_sender(header: bytes) -> None:
 @given(st.binary(min_size=LENGTH_BYTES, max_size=LENGTH_BYTES))
 def test_whatever_length_comes_is_bounded_or_costs_its_sender(prefix: bytes) -> None:
     try:
-        assert 0 < header_length(prefix) <= MAX_HEADER_BYTES
+        assert 0 < header_length(prefix) <= MAX_MESSAGE_BYTES
     except RemoteError:
-        assert not 0 < int.from_bytes(prefix, "big") <= MAX_HEADER_BYTES
+        assert not 0 < int.from_bytes(prefix, "big") <= MAX_MESSAGE_BYTES
 
 
 def test_no_header_makes_us_allocate() -> None:

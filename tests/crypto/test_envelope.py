@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2pfl.core.errors import BadTag, Malformed, RemoteError
+from p2pfl.core.errors import BadTag, LocalError, Malformed, RemoteError
 from p2pfl.core.ids import PeerId
 from p2pfl.crypto.agreement import wrap_secret
 from p2pfl.crypto.envelope import OVERHEAD_BYTES, seal, unseal
@@ -75,6 +77,21 @@ def test_sealing_again_gives_the_same_bytes_and_another_message_another_nonce(ch
     assert seal(chosen, SHARED, SID, ANT, BEE, MESSAGE) == sealed
     nonces = {seal(chosen, SHARED, SID, ANT, BEE, MESSAGE + bytes([i]))[:12] for i in range(100)}
     assert len(nonces | {sealed[:12]}) == 101
+
+
+def test_another_suite_with_the_same_cipher_gives_other_bytes() -> None:
+    sm4 = suite("sm4")
+    other = replace(sm4, name="gm")
+    sealed = seal(sm4, SHARED, SID, ANT, BEE, MESSAGE)
+    assert sealed[:12] != seal(other, SHARED, SID, ANT, BEE, MESSAGE)[:12]
+    with pytest.raises(BadTag):
+        unseal(other, SHARED, SID, ANT, BEE, sealed)
+
+
+def test_a_session_id_of_another_length_is_the_callers_fault() -> None:
+    for call in (seal, unseal):
+        with pytest.raises(LocalError, match="a session's id has 32 bytes, not 31"):
+            call(suite("aes"), SHARED, SID[1:], ANT, BEE, bytes(OVERHEAD_BYTES))
 
 
 @suites

@@ -15,18 +15,23 @@ from hypothesis import strategies as st
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.peer.id import ID
 
-from p2pfl.core.charter import Charter
+from p2pfl.core.charter import Charter, Member
 from p2pfl.core.errors import BadSignature, InvalidConfig
 from p2pfl.core.ids import PeerId
 from p2pfl.core.settings import validate
+from p2pfl.crypto import sm2
 from p2pfl.crypto.identity import (
     SEED_BYTES,
     Identity,
+    Signer,
     charter_faults,
     public_key,
     sign_charter,
+    statement_bytes,
     verify_signature,
+    verify_statement,
 )
+from p2pfl.crypto.sm2 import Sm2SigningKey
 from tests.core.charters import IDENTITIES, charter_values
 
 RFC_8032 = {
@@ -327,3 +332,140 @@ def test_nobody_signs_for_another_or_for_a_stranger() -> None:
 def test_one_member_makes_no_federation(count: int) -> None:
     alone = charter(members=charter_values()["members"][:count])
     assert charter_faults(signed_by(alone, *list(IDENTITIES)[:count])) == ["a federation needs at least two members"]
+
+
+# Statements and charters under a suite with SM2 signatures
+
+
+@pytest.fixture(scope="module")
+def sm2_keys() -> dict[str, Sm2SigningKey]:
+    for name in ("fastecdsa", "gmssl_pyx"):
+        pytest.importorskip(name, reason="the extra [gm] is not installed", exc_type=ImportError)
+    return {name: Sm2SigningKey(name.encode().ljust(32)) for name in IDENTITIES}
+
+
+def gm_charter(keys: dict[str, Sm2SigningKey], suite: str = "gm") -> Charter:
+    members = charter_values()["members"]
+    with_keys = [member | {"sm2_public_key": keys[member["name"]].public.hex()} for member in members]
+    return charter(members=with_keys, security={"suite": suite})
+
+
+def gm_signed(keys: dict[str, Sm2SigningKey]) -> Charter:
+    unsigned = gm_charter(keys)
+    for name, identity in IDENTITIES.items():
+        unsigned = sign_charter(unsigned, name, identity, keys[name])
+    return unsigned
+
+
+def halves(signed: Charter, name: str) -> tuple[bytes, bytes]:
+    signature = base64.b64decode(signed.signatures[name])
+    return signature[:64], signature[64:]
+
+
+def text_of(signature: bytes) -> str:
+    return base64.b64encode(signature).decode()
+
+
+def test_a_gm_charter_is_in_force_once_all_have_signed_with_both_keys(sm2_keys: dict[str, Sm2SigningKey]) -> None:
+    signed = gm_signed(sm2_keys)
+    assert charter_faults(signed) == []
+    for name, key in sm2_keys.items():
+        own, other = halves(signed, name)
+        # Both over the same bytes.
+        verify_signature(IDENTITIES[name].peer_id, "p2pfl/charter-signature/1", signed.hash(), own)
+        sm2.verify_sm2_signature(key.public, "p2pfl/charter-signature/1", signed.hash(), other)
+    assert charter_faults(gm_charter(sm2_keys)) == [f"{name} has not signed" for name in IDENTITIES]
+
+
+def test_a_gm_charter_needs_both_signatures_of_every_member(sm2_keys: dict[str, Sm2SigningKey]) -> None:
+    signed = gm_signed(sm2_keys)
+    (own, sm2_half), (_, ants) = halves(signed, "bee"), halves(signed, "ant")
+    flipped = bytes([sm2_half[0] ^ 1]) + sm2_half[1:]
+    wrong = {
+        own: "a signature of 64 bytes; under the suite gm it has 128",
+        sm2_half + own: "a signature that does not verify",
+        own + ants: "an SM2 signature that does not verify",
+        own + flipped: "an SM2 signature that does not verify",
+        own + bytes(64): "an SM2 signature that is not two numbers below the order",
+        b"": "a signature of 0 bytes; under the suite gm it has 128",
+        own + sm2_half + b"!": "a signature of 129 bytes; under the suite gm it has 128",
+    }
+    for signature, reason in wrong.items():
+        assert charter_faults(with_signatures(signed, bee=text_of(signature))) == [
+            f"bee's signature is not for this charter: it was changed after signing; sign again ({reason})"
+        ]
+
+
+def test_an_sm2_key_cannot_be_exchanged_after_signing(sm2_keys: dict[str, Sm2SigningKey]) -> None:
+    """The hash covers it: the Ed25519 signatures of all are void."""
+    signed = gm_signed(sm2_keys)
+    bee = signed.members[1].model_copy(update={"sm2_public_key": Sm2SigningKey(bytes(32)).public.hex()})
+    changed = signed.model_copy(update={"members": (signed.members[0], bee, signed.members[2])})
+    assert changed.hash() != signed.hash()
+    assert [fault.split("'")[0] for fault in charter_faults(changed)] == list(IDENTITIES)
+
+
+def test_keys_that_the_suite_does_not_ask_for_are_refused_and_missing_ones_too(
+    sm2_keys: dict[str, Sm2SigningKey],
+) -> None:
+    without = charter(security={"suite": "gm"})
+    lacking = "has no SM2 key, with which members sign under the suite gm; join again with `p2pfl charter join`"
+    assert charter_faults(without) == [f"{name}: {lacking}" for name in IDENTITIES]
+    with pytest.raises(InvalidConfig, match=r"^bee: has no SM2 key"):
+        sign_charter(without, "bee", IDENTITIES["bee"], sm2_keys["bee"])
+    for suite in ("aes", "sm4"):
+        needless = f"has an SM2 key, which the suite {suite} does not use; join again with `p2pfl charter join`"
+        assert charter_faults(gm_charter(sm2_keys, suite)) == [f"{name}: {needless}" for name in IDENTITIES]
+        with pytest.raises(InvalidConfig, match=r"^bee: has an SM2 key"):
+            sign_charter(gm_charter(sm2_keys, suite), "bee", IDENTITIES["bee"])
+
+
+def test_nobody_signs_with_another_sm2_key_than_joined(sm2_keys: dict[str, Sm2SigningKey]) -> None:
+    for key in (None, sm2_keys["ant"]):
+        with pytest.raises(InvalidConfig, match="bee stands in the charter with another SM2 key than this one"):
+            sign_charter(gm_charter(sm2_keys), "bee", IDENTITIES["bee"], key)
+
+
+def test_an_sm2_key_that_is_no_point_is_named(sm2_keys: dict[str, Sm2SigningKey]) -> None:
+    members = [
+        member | {"sm2_public_key": f"04{number:0128x}"} for number, member in enumerate(charter_values()["members"])
+    ]
+    unsigned = charter(members=members, security={"suite": "gm"})
+    signature = IDENTITIES["bee"].sign("p2pfl/charter-signature/1", unsigned.hash()) + bytes(64)
+    faults = charter_faults(with_signatures(unsigned, bee=text_of(signature)))
+    assert faults[1] == "bee: sm2_public_key: an SM2 key that is no point of the curve"
+
+
+def test_without_the_extra_a_gm_charter_says_once_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> Any:
+        raise ImportError(name)
+
+    monkeypatch.setattr(sm2, "import_module", absent)
+    missing = "SM2 needs fastecdsa, which is not installed: pip install 'p2pfl-mesh[gm]'"
+    assert charter_faults(charter(security={"suite": "gm"})) == [missing]
+    assert charter_faults(signed_by(charter(), *IDENTITIES)) == [], "which nobody else needs"
+
+
+def test_a_statement_is_signed_with_every_key_that_the_suite_asks_for(sm2_keys: dict[str, Sm2SigningKey]) -> None:
+    for suite, key, length in (("aes", None, 64), ("sm4", None, 64), ("gm", sm2_keys["ant"], 128)):
+        public = None if key is None else key.public.hex()
+        member = Member(
+            name="ant", peer_id=IDENTITIES["ant"].peer_id, addresses=("/ip4/192.0.2.1/tcp/1",), sm2_public_key=public
+        )
+        signature = Signer(IDENTITIES["ant"], key).sign(DOMAIN, b"message")
+        assert len(signature) == statement_bytes(suite) == length
+        verify_statement(suite, member, DOMAIN, b"message", signature)
+        for wrong in (
+            (DOMAIN, b"messages", signature),
+            ("p2pfl/test/2", b"message", signature),
+            (DOMAIN, b"message", signature[:-1]),
+            (DOMAIN, b"message", signature + b"!"),
+            (DOMAIN, b"message", signature[:-1] + bytes([signature[-1] ^ 1])),
+            (DOMAIN, b"message", bytes([signature[0] ^ 1]) + signature[1:]),
+        ):
+            with pytest.raises(BadSignature) as raised:
+                verify_statement(suite, member, *wrong)
+            assert raised.value.peer == IDENTITIES["ant"].peer_id
+    gm = Signer(IDENTITIES["ant"], sm2_keys["ant"])
+    for secret in (*secrets_of(IDENTITIES["ant"]), sm2_keys["ant"].private().hex()):
+        assert secret not in repr(gm)

@@ -7,7 +7,16 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from p2pfl.core.errors import InvalidConfig
 from p2pfl.crypto.identity import Identity
-from p2pfl.crypto.keyfile import ENTROPY_BYTES, LABEL, is_sealed, open_identity, seal_identity
+from p2pfl.crypto.keyfile import (
+    ENTROPY_BYTES,
+    LABEL,
+    is_sealed,
+    open_identity,
+    open_sm2_key,
+    seal_identity,
+    seal_sm2_key,
+)
+from p2pfl.crypto.sm2 import Sm2SigningKey
 
 IDENTITY = Identity(bytes(range(32)))
 ENTROPY = bytes(range(100, 100 + ENTROPY_BYTES))
@@ -80,3 +89,22 @@ def test_what_is_no_key_file_is_refused_before_any_work(pem: bytes) -> None:
 def test_an_empty_passphrase_is_refused() -> None:
     with pytest.raises(InvalidConfig, match="empty passphrase"):
         seal_identity(IDENTITY, b"", ENTROPY)
+
+
+def test_an_sm2_key_comes_back_with_its_passphrase_and_neither_key_passes_for_the_other() -> None:
+    pytest.importorskip("gmssl_pyx", reason="the extra [gm] is not installed", exc_type=ImportError)
+    key = Sm2SigningKey(bytes(range(32)))
+    pem = seal_sm2_key(key, PASSPHRASE, ENTROPY, QUICK)
+    assert is_sealed(pem)
+    assert open_sm2_key(pem, PASSPHRASE, "key").private() == key.private()
+    with pytest.raises(InvalidConfig, match="the passphrase is wrong, or the file is damaged"):
+        open_sm2_key(pem, b"wrong", "key")
+    with pytest.raises(InvalidConfig, match=r"^key: not a key file of this version for an Ed25519 key; restore"):
+        open_identity(pem, PASSPHRASE, "key")
+    with pytest.raises(InvalidConfig, match=r"^key: not a key file of this version for an SM2 key; restore"):
+        open_sm2_key(sealed(), PASSPHRASE, "key")
+    # Which key it is, is authenticated.
+    with pytest.raises(InvalidConfig, match="damaged"):
+        open_sm2_key(rewritten({0: 2}), PASSPHRASE, "key")
+    with pytest.raises(InvalidConfig, match="empty passphrase"):
+        seal_sm2_key(key, b"", ENTROPY)

@@ -1,15 +1,19 @@
 """SM2 against the standard's examples and against gmalg, another implementation."""
 
+import base64
 import importlib
+import subprocess
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pfl.core.canonical import canonical
 from p2pfl.core.errors import BadSignature, InvalidConfig, Malformed
 from p2pfl.crypto import sm2
+from p2pfl.crypto.identity import Identity
 from p2pfl.crypto.sm2 import (
     PUBLIC_BYTES,
     SIGNATURE_BYTES,
@@ -221,6 +225,121 @@ def test_a_signature_is_for_one_key_purpose_and_message() -> None:
 def test_what_is_no_signature_is_refused(signature: bytes) -> None:
     with pytest.raises(BadSignature, match="not two numbers below the order"):
         verify_sm2_signature(Sm2SigningKey(bytes(32)).public, "p2pfl/test/1", b"", signature)
+
+
+def test_signatures_verify_in_the_library_that_made_them_too() -> None:
+    """Ours are verified by other code than makes them."""
+    key = Sm2SigningKey(bytes(32))
+    signature = key.sign("p2pfl/test/1", b"message")
+    der = encode_dss_signature(int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:], "big"))
+    library = importlib.import_module("gmssl_pyx")
+    assert library.sm2_verify(key.public[1:], canonical(["p2pfl/test/1", b"message"]), der, sm2.USER_ID)
+
+
+def test_a_signature_that_does_not_verify_writes_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    key = Sm2SigningKey(bytes(32))
+    with pytest.raises(BadSignature):
+        verify_sm2_signature(key.public, "p2pfl/test/1", b"other", key.sign("p2pfl/test/1", b"message"))
+    with pytest.raises(BadSignature):
+        verify_sm2_signature(key.public, "p2pfl/test/1", b"", b"\1" * 64)
+    assert capfd.readouterr() == ("", "")
+
+
+def with_hash(monkeypatch: pytest.MonkeyPatch, value: int) -> None:
+    """Have every hash be this number: no message leads to what the tests below look at."""
+    monkeypatch.setattr(sm2, "_sm3", lambda _: (value % ORDER).to_bytes(32, "big"))
+
+
+def encoded(r: int, s: int) -> bytes:
+    return r.to_bytes(32, "big") + s.to_bytes(32, "big")
+
+
+def test_a_sum_that_ends_at_infinity_is_no_signature(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has the private key d may choose s = -t d."""
+    d, t = 7, 12345
+    s = -t * d % ORDER
+    r = (t - s) % ORDER
+    with_hash(monkeypatch, r)  # so that r = e + x with the x of 0 that infinity has in the library
+    with pytest.raises(BadSignature, match="does not verify"):
+        verify_bare_signature(public_point(d), b"", encoded(r, s))
+
+
+def test_numbers_whose_sum_is_zero_are_no_signature(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would verify under every key."""
+    s = 12345
+    r = ORDER - s
+    with_hash(monkeypatch, r - int.from_bytes(public_point(s)[1:33], "big"))
+    with pytest.raises(BadSignature, match="does not verify"):
+        verify_bare_signature(public_point(7), b"", encoded(r, s))
+
+
+def test_the_two_halves_of_the_sum_may_be_one_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As [s]G = [t]P, where the hash is such that the signature is right."""
+    d, t = 7, 12345
+    s = t * d % ORDER
+    r = (t - s) % ORDER
+    with_hash(monkeypatch, r - int.from_bytes(public_point(2 * s % ORDER)[1:33], "big"))
+    verify_bare_signature(public_point(d), b"", encoded(r, s))
+
+
+# The key's file
+
+
+@given(entropy=entropies)
+@settings(max_examples=10, deadline=None)
+def test_pem_gives_the_same_key_again(entropy: bytes) -> None:
+    key = Sm2SigningKey(entropy)
+    for again in (Sm2SigningKey.from_pem(key.to_pem(), "x.pem"), Sm2SigningKey.from_private(key.private())):
+        assert (again.private(), again.public) == (key.private(), key.public)
+
+
+def test_openssl_reads_our_pem_and_writes_the_same() -> None:
+    key = Sm2SigningKey(bytes(32))
+    openssl = ["openssl", "pkey"]
+    written = subprocess.run(openssl, input=key.to_pem(), capture_output=True, check=True)
+    assert written.stdout == key.to_pem()
+    shown = subprocess.run([*openssl, "-noout", "-text"], input=key.to_pem(), capture_output=True, check=True)
+    digits = "".join(shown.stdout.decode().lower().replace(":", "").split())
+    assert key.private().hex() in digits
+    assert key.public.hex() in digits
+    assert "sm2" in digits
+
+
+def rearmored(der: bytes) -> bytes:
+    return b"-----BEGIN PRIVATE KEY-----\n" + base64.encodebytes(der) + b"-----END PRIVATE KEY-----\n"
+
+
+def test_what_is_no_pem_of_an_sm2_key_is_refused() -> None:
+    key, other = Sm2SigningKey(bytes(32)), Sm2SigningKey(b"o" * 32)
+    der = base64.b64decode(b"".join(key.to_pem().splitlines()[1:-1]))
+    assert Sm2SigningKey.from_pem(rearmored(der), "x").public == key.public
+    wrong = [
+        b"",
+        b"hello",
+        der,
+        key.private(),
+        key.to_pem()[:80],
+        Identity(bytes(32)).to_pem(),
+        rearmored(der[:-1]),
+        rearmored(der + b"\0"),
+        rearmored(der[:-65] + other.public),
+        rearmored(der.replace(key.private(), bytes(32))),
+        rearmored(der.replace(key.private(), b"\xff" * 32)),
+        rearmored(der.replace(bytes.fromhex("822d"), bytes.fromhex("822e"))),
+        key.to_pem().replace(b"-----\n", b"-----\n!", 1),
+    ]
+    for pem in wrong:
+        with pytest.raises(InvalidConfig, match=r"^a/x\.pem: not an .*SM2; restore it from your backup$") as raised:
+            Sm2SigningKey.from_pem(pem, "a/x.pem")
+        assert key.private().hex() not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "private", [b"", bytes(32), b"\xff" * 32, (ORDER - 1).to_bytes(32, "big"), b"\1" * 31, b"\1" * 33]
+)
+def test_a_number_out_of_range_is_no_private_key(private: bytes) -> None:
+    with pytest.raises(ValueError, match="between 1 and n - 2"):
+        Sm2SigningKey.from_private(private)
 
 
 def test_no_key_is_shown() -> None:

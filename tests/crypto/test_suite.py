@@ -18,6 +18,7 @@ from p2pfl.crypto.agreement import X25519
 from p2pfl.crypto.providers import Provider, libgcrypt
 from p2pfl.crypto.suite import NONCE_BYTES, SUITES, TAG_BYTES, Suite, available_providers, suite
 from tests.crypto.cipher_tools import LIBGCRYPT, OPENSSL, both_providers, expand, seal, unseal
+from tests.crypto.test_choice import Clock, Paced
 from tests.crypto.test_providers import Altered
 
 WITHOUT_EXTRA = ["aes", "sm4"]
@@ -51,10 +52,37 @@ def test_every_library_makes_the_same_suite(name: str, provider: Provider) -> No
 
 
 @pytest.mark.skipif(LIBGCRYPT is None, reason="libgcrypt is not installed on this machine")
-def test_the_faster_library_serves() -> None:
+def test_without_a_clock_the_library_serves_that_was_the_faster_on_our_machine() -> None:
     assert [provider.name for provider in available_providers()] == ["openssl", "libgcrypt"]
     served = {name: (suite(name).aead_provider.name, suite(name).keystream_provider.name) for name in WITHOUT_EXTRA}
     assert served == {"aes": ("openssl", "libgcrypt"), "sm4": ("libgcrypt", "libgcrypt")}
+
+
+def test_the_library_that_a_clock_shows_to_be_faster_serves_and_is_measured_once() -> None:
+    for order in (slice(None), slice(None, None, -1)):
+        clock = Clock()
+        slow, fast = Paced(clock, "libgcrypt", 0.003), Paced(clock, "openssl", 0.001)
+        providers = [slow, fast][order]
+        chosen = suite("sm4", providers=providers, clock=clock)
+        assert suite("sm4", providers=providers, clock=clock) is chosen
+        before = clock.seconds
+        assert chosen.keystream_provider is fast
+        measured = clock.seconds
+        assert measured > before
+        assert chosen.keystream_provider is fast
+        assert clock.seconds == measured, "once for each primitive"
+        assert chosen.aead_provider is fast
+        assert clock.seconds > measured, "and only once it is used"
+        key = bytes(16)
+        assert expand(chosen.keystream(key), 0, 64) == expand(suite("sm4").keystream(key), 0, 64)
+    assert suite("sm4", providers=[slow, fast]).aead_provider is slow, "without a clock"
+
+
+def test_a_faster_library_that_gives_wrong_answers_is_not_measured() -> None:
+    clock = Clock()
+    wrong = Paced(clock, "libgcrypt", 0.0, alter_stream=lambda _, out: spoil(out), alter_sealed=spoil)
+    chosen = suite("sm4", providers=[wrong, OPENSSL], clock=clock)
+    assert chosen.aead_provider is chosen.keystream_provider is OPENSSL
 
 
 def test_openssl_serves_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,10 +91,11 @@ def test_openssl_serves_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert only.name == "openssl"
 
 
-def test_a_library_that_gives_wrong_answers_is_passed_over() -> None:
-    def spoil(view: memoryview) -> None:
-        view[0] ^= 1
+def spoil(view: memoryview) -> None:
+    view[0] ^= 1
 
+
+def test_a_library_that_gives_wrong_answers_is_passed_over() -> None:
     wrong = Altered(alter_stream=lambda _, out: spoil(out), alter_sealed=spoil)
     wrong.name = "libgcrypt"
     chosen = suite("sm4", providers=[wrong, OPENSSL])
@@ -90,7 +119,7 @@ def test_an_openssl_without_sm3_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(suite_module, "hashes", SimpleNamespace(Hash=refuse))
     with pytest.raises(InvalidConfig, match="the suite sm4 needs SM3"):
-        suite_module._suite.__wrapped__("sm4", (OPENSSL,))
+        suite_module._suite.__wrapped__("sm4", (OPENSSL,), None)
 
 
 def hmac_sm3(key: bytes, message: bytes) -> bytes:

@@ -1,5 +1,6 @@
 """A member's folder: from init to a charter in force, and every fault told in one line that names who and what."""
 
+import base64
 import os
 import tomllib
 from collections.abc import Callable
@@ -15,9 +16,11 @@ from p2pfl.core.charter import Charter, Member, ModelTerms, TaskTerms
 from p2pfl.core.config import PeerConfig
 from p2pfl.core.errors import InvalidConfig
 from p2pfl.core.settings import parse_toml, validate
+from p2pfl.crypto import sm2
 from p2pfl.crypto.identity import Identity, charter_faults, sign_charter
 from p2pfl.learning.task import load_task, make_model
 from p2pfl.learning.vector import flatten, initial, load_model, save_model
+from p2pfl.node import federation
 from p2pfl.node.federation import (
     INITIAL_FILE,
     Home,
@@ -35,7 +38,7 @@ from p2pfl.node.federation import (
     save_charter,
     terms_faults,
 )
-from p2pfl.node.store import sha256_of
+from p2pfl.node.store import PASSPHRASE_VARIABLE, sha256_of
 from tests.core.charters import charter_values
 from tests.node.homes import NAMES, OWN_TASK, TASK, Folders, make_folders
 
@@ -445,3 +448,111 @@ def test_a_member_remembers_where_the_charter_is_and_keeps_its_own_words(own: Fo
     assert "# as ever" in path.read_text()
     assert open_home(path).charter_path.resolve() == other.resolve()
     assert open_home(path).config == home.config.model_copy(update={"charter": "../other/charter.toml"})
+
+
+# Under a suite with SM2 signatures
+
+
+@pytest.fixture(scope="module")
+def _gm() -> None:
+    for name in ("fastecdsa", "gmssl_pyx"):
+        pytest.importorskip(name, reason="the extra [gm] is not installed", exc_type=ImportError)
+
+
+def gm_draft(folder: Path, *names: str) -> tuple[Charter, list[Home]]:
+    """Return a gm draft that these members have joined, and their folders."""
+    charter = draft_charter(folder, "x", "digits", {"security": {"suite": "gm"}})
+    homes = []
+    for name in names:
+        config = PeerConfig(name=name, announce=("/ip4/192.0.2.1/tcp/1",))
+        homes.append(create_home(folder / name, config)[0])
+        charter = join_charter(charter, homes[-1].member("gm"))
+    return charter, homes
+
+
+@pytest.mark.usefixtures("_gm")
+def test_members_of_a_gm_charter_sign_with_sm2_too(tmp_path: Path) -> None:
+    charter, homes = gm_draft(tmp_path, "ant", "bee")
+    for home in homes:
+        member = charter.member(home.config.name)
+        assert member is not None
+        path = home.path / "identity-sm2.pem"
+        assert path == home.sm2_key_path
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert member == home.member("gm"), "the key is made once"
+        signer = home.signer("gm")
+        assert signer.sm2_key is not None
+        assert signer.sm2_key.public.hex() == member.sm2_public_key
+        charter = sign_charter(charter, member.name, signer.identity, signer.sm2_key)
+    path = tmp_path / "charter.toml"
+    save_charter(path, charter)
+    assert load_charter(path) == charter
+    assert open_federation(path).charter.hash() == charter.hash()
+    # Another suite has no use for these keys.
+    for home in homes:
+        assert home.member("aes").sm2_public_key is None
+        assert home.signer("sm4").sm2_key is None
+
+
+@pytest.mark.usefixtures("_gm")
+def test_a_gm_charter_that_lacks_an_sm2_signature_is_not_in_force(tmp_path: Path) -> None:
+    charter, homes = gm_draft(tmp_path, "ant", "bee")
+    for home in homes:
+        signer = home.signer("gm")
+        charter = sign_charter(charter, home.config.name, signer.identity, signer.sm2_key)
+    ed25519_alone = base64.b64encode(base64.b64decode(charter.signatures["bee"])[:64]).decode()
+    path = tmp_path / "charter.toml"
+    save_charter(path, charter.model_copy(update={"signatures": charter.signatures | {"bee": ed25519_alone}}))
+    text = fault(lambda: open_federation(path))
+    assert "not in force: bee's signature is not for this charter" in text
+    assert "a signature of 64 bytes; under the suite gm it has 128" in text
+
+
+def test_no_sm2_key_is_made_for_another_suite(digits: Folders) -> None:
+    for home in digits.homes.values():
+        assert home.member("aes").peer_id == home.identity().peer_id
+        assert not home.sm2_key_path.exists()
+    assert "sm2" not in digits.charter_path.read_text()
+
+
+@pytest.mark.usefixtures("_gm")
+def test_an_sm2_key_that_is_gone_is_told_with_what_to_do(tmp_path: Path) -> None:
+    _, (home,) = gm_draft(tmp_path, "ant")
+    home.sm2_key_path.unlink()
+    text = fault(lambda: home.signer("gm"))
+    assert text.startswith(f"{home.sm2_key_path}: this member's SM2 key is not there; restore it from your backup, ")
+
+
+@pytest.mark.usefixtures("_gm")
+def test_an_sm2_key_is_under_the_identitys_passphrase_which_is_asked_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, _ = create_home(tmp_path / "ant", PeerConfig(name="ant", announce=("/ip4/192.0.2.1/tcp/1",)), b"open sesame")
+    asked: list[Path] = []
+
+    def ask(_: Path | None, path: Path) -> bytes:
+        asked.append(path)
+        return b"open sesame"
+
+    monkeypatch.setattr(federation, "ask_passphrase", ask)
+    member = home.member("gm")
+    assert b"UNDER PASSPHRASE" in home.sm2_key_path.read_bytes()
+    signer = home.signer("gm")
+    assert signer.sm2_key is not None
+    assert signer.sm2_key.public.hex() == member.sm2_public_key
+    assert asked == [home.identity_path, home.identity_path], "once a command"
+    monkeypatch.undo()
+    monkeypatch.setenv(PASSPHRASE_VARIABLE, "open barley")
+    assert "the passphrase is wrong" in fault(lambda: home.signer("gm"))
+
+
+def test_without_the_extra_no_sm2_key_is_made_and_the_user_is_told_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(name: str) -> Any:
+        raise ImportError(name)
+
+    monkeypatch.setattr(sm2, "import_module", absent)
+    home, _ = create_home(tmp_path / "ant", PeerConfig(name="ant", announce=("/ip4/192.0.2.1/tcp/1",)))
+    assert fault(lambda: home.member("gm")).endswith("which is not installed: pip install 'p2pfl-mesh[gm]'")
+    assert not home.sm2_key_path.exists()

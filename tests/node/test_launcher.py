@@ -1,10 +1,13 @@
 """The processes of a federation: how they end, and what the launcher learns of it."""
 
+import base64
 import time
 from pathlib import Path
 
 import pytest
 
+from p2pfl.crypto.identity import charter_faults
+from p2pfl.node.federation import CHARTER_FILE, load_charter
 from p2pfl.node.launcher import Failure, Launcher, create_federation, describe
 
 TASK = """
@@ -31,6 +34,19 @@ def launcher(path: Path, *does: str) -> Launcher:
     (path / "own.py").write_text(TASK)
     terms = {"training": {"rounds": 1_000_000}, "averaging": {"topology": "complete"}}
     return Launcher(create_federation(path, "own.py:Own", terms, [{"do": each} for each in does], seed=0))
+
+
+@pytest.mark.parametrize("suite", ["aes", "sm4", "gm"])
+def test_all_members_sign_with_every_key_of_the_suite(tmp_path: Path, suite: str) -> None:
+    if suite == "gm":
+        for name in ("fastecdsa", "gmssl_pyx"):
+            pytest.importorskip(name, reason="the extra [gm] is not installed", exc_type=ImportError)
+    made = create_federation(tmp_path / "run", "digits", {"security": {"suite": suite}}, [{}, {}], seed=0)
+    charter = load_charter(made.path / CHARTER_FILE)
+    assert charter_faults(charter) == []
+    for member in charter.members:
+        signature = base64.b64decode(charter.signatures[member.name])
+        assert (len(signature), member.sm2_public_key is not None) == ((128, True) if suite == "gm" else (64, False))
 
 
 def test_equal_ends_are_one_part_of_the_line() -> None:

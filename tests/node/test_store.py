@@ -11,12 +11,16 @@ from typing import Any
 import pytest
 
 from p2pfl.core.errors import InvalidConfig
+from p2pfl.crypto.sm2 import Sm2SigningKey
 from p2pfl.node import store
 from p2pfl.node.store import (
     PASSPHRASE_VARIABLE,
     ask_passphrase,
     create_identity,
+    create_sm2_key,
+    is_under_passphrase,
     load_identity,
+    load_sm2_key,
     read_bytes,
     read_text,
     sha256_of,
@@ -240,3 +244,24 @@ def test_a_passphrase_comes_from_its_file_or_the_environment(tmp_path: Path, mon
     monkeypatch.setattr(store.sys.stdin, "isatty", lambda: False, raising=False)
     with pytest.raises(InvalidConfig, match=r"passphrase_file in peer\.toml"):
         ask_passphrase(None, key)
+
+
+def test_an_sm2_key_is_kept_as_an_identity_is(tmp_path: Path, open_umask: None) -> None:
+    pytest.importorskip("gmssl_pyx", reason="the extra [gm] is not installed", exc_type=ImportError)
+    plain, sealed = tmp_path / "identity-sm2.pem", tmp_path / "sealed.pem"
+    key = create_sm2_key(plain, None, lambda n: SEED[:n])
+    other = create_sm2_key(sealed, b"open sesame")
+    assert mode_of(plain) == mode_of(sealed) == 0o600
+    assert (is_under_passphrase(plain), is_under_passphrase(sealed)) == (False, True)
+    assert key.public == Sm2SigningKey(SEED).public == load_sm2_key(plain, unasked).public
+    assert other.public == load_sm2_key(sealed, lambda: b"open sesame").public != key.public
+    with pytest.raises(InvalidConfig, match="passphrase is wrong"):
+        load_sm2_key(sealed, lambda: b"open barley")
+    with pytest.raises(InvalidConfig, match="exists already; a key is never overwritten"):
+        create_sm2_key(plain)
+    plain.chmod(0o640)
+    with pytest.raises(InvalidConfig, match="others may read this private key; run `chmod 600 "):
+        load_sm2_key(plain, unasked)
+    create_identity(tmp_path / "identity.pem")
+    with pytest.raises(InvalidConfig, match="not an unencrypted PEM private key for SM2"):
+        load_sm2_key(tmp_path / "identity.pem", unasked)

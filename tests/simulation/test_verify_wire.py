@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from p2pfl.core.errors import InvalidConfig
+from p2pfl.core.errors import InvalidConfig, RoundFailed
 from p2pfl.core.trace import RoundEnded
+from p2pfl.node.launcher import Launcher, LocalFederation
 from p2pfl.node.libp2p.host import Libp2pTransport
+from p2pfl.simulation import verify_wire as module
 from p2pfl.simulation.results import open_run
-from p2pfl.simulation.verify_wire import Report, verify_wire
+from p2pfl.simulation.verify_wire import ControlLauncher, Report, WireSettings, verify_wire
 from tests.node.test_pcap import parse
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -109,3 +111,24 @@ def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "something").touch()
     with pytest.raises(InvalidConfig, match="not empty"):
         verify_wire(tmp_path)
+
+
+@pytest.mark.parametrize("launcher", [Launcher, ControlLauncher])
+def test_why_a_peer_ended_before_its_trace_began_is_told(
+    launcher: type[Launcher], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = module._federation
+
+    def readable_by_others(path: Path, settings: WireSettings) -> LocalFederation:
+        federation = made(path, settings)
+        for home in federation.homes:
+            home.identity_path.chmod(0o644)
+        return federation
+
+    monkeypatch.setattr(module, "_federation", readable_by_others)
+    with pytest.raises(RoundFailed) as raised:
+        module._run(tmp_path / "run", WireSettings(rounds=1), launcher)
+    key = tmp_path / "run" / "peers" / "peer-0" / "identity.pem"
+    assert f"peer-0 failed: {key}: others may read this private key; run `chmod 600 {key}`" in str(raised.value)
+    assert str(raised.value).endswith(f"traces are in {tmp_path / 'run' / 'peers'}")
+    assert not list((tmp_path / "run").glob("peers/*/trace.jsonl"))

@@ -4,9 +4,10 @@
     payload of messages 2 and 3: charter hash (32 bytes) | NoiseHandshakePayload (libp2p specs, noise)
     first record of each direction: one byte, the sender's verdict
 
-Both ends finish the handshake even where one objects, and read the other's verdict: so both can say why. Nothing else
-is sent before. Decides who may hold a connection and nothing about streams; `gate` does the same for libp2p's own
-transports.
+Who dials judges who answers before it says who it is. Where that is not the peer it dialled, its message 3 carries its
+verdict in place of a hello, under a static key that nobody can know it by, and is its last. Otherwise both ends finish
+the handshake even where one objects, and read the other's verdict: so both can say why. Nothing else is sent before.
+Decides who may hold a connection and nothing about streams; `gate` does the same for libp2p's own transports.
 """
 
 import contextlib
@@ -151,7 +152,7 @@ class ChannelTransport(ISecureTransport):
                 await _close(conn)
         stream = getattr(conn, "stream", None)
         if isinstance(stream, SocketConnection):
-            stream.peer = PeerId(str(channel.get_remote_peer()))
+            stream.admit(PeerId(str(channel.get_remote_peer())))
         return channel
 
     async def _shake_hands(self, conn: IRawConnection, expected: PeerId | None) -> Channel:
@@ -169,11 +170,18 @@ class ChannelTransport(ISecureTransport):
         if expected is not None:
             await conn.write(_framed(handshake.write()))
             hello = _verify_hello(handshake.read(await _message(inbox)), handshake.remote_static)
+            verdict, objection = self._judge_identity(hello.peer, expected)
+            if objection is not None:
+                await _say_and_leave(conn, _framed(handshake.write(bytes([verdict]))))
+                raise objection
             await conn.write(_framed(handshake.write(ours)))
         else:
             handshake.read(await _message(inbox))
             await conn.write(_framed(handshake.write(ours)))
-            hello = _verify_hello(handshake.read(await _message(inbox)), handshake.remote_static)
+            payload = handshake.read(await _message(inbox))
+            if len(payload) == 1:
+                raise _objection_of(None, payload[0])
+            hello = _verify_hello(payload, handshake.remote_static)
         channel = Channel(
             conn,
             inbox,
@@ -185,10 +193,11 @@ class ChannelTransport(ISecureTransport):
             remote_permanent_pubkey=hello.public_key,
             is_initiator=expected is not None,
         )
-        await self._exchange_verdicts(channel, hello, expected)
+        await self._exchange_verdicts(channel, hello)
+        channel.establish()
         return channel
 
-    async def _exchange_verdicts(self, channel: Channel, hello: _Hello, expected: PeerId | None) -> None:
+    async def _exchange_verdicts(self, channel: Channel, hello: _Hello) -> None:
         """Say what we think of the other end and hear what it thinks of us.
 
         Reads even where we object: a socket that is closed with bytes unread takes our verdict with it.
@@ -196,7 +205,7 @@ class ChannelTransport(ISecureTransport):
         Raises:
             RemoteError: one of the two objects.
         """
-        verdict, objection = self._judge(hello, expected)
+        verdict, objection = self._judge(hello)
         if objection is not None:
             # Whoever is refused may hang up or say nothing: it is refused, and named, all the same.
             with trio.move_on_after(VERDICT_GRACE), contextlib.suppress(IOException, RawConnError):
@@ -208,15 +217,18 @@ class ChannelTransport(ISecureTransport):
         if answer[0] != Verdict.WELCOME:
             raise _objection_of(hello.peer, answer[0])
 
-    def _judge(self, hello: _Hello, expected: PeerId | None) -> tuple[Verdict, RemoteError | None]:
-        peer = hello.peer
-        if peer == str(self._local):
-            return Verdict.OWN_IDENTITY, NotAMember("has our own identity: is the same key in use twice?", peer)
+    def _judge(self, hello: _Hello) -> tuple[Verdict, RemoteError | None]:
+        if hello.charter != self._charter and hello.peer != str(self._local):
+            # Before the roster: under another charter it is no wonder that the rosters differ.
+            reason = f"is under charter {_short(hello.charter)}, ours is {_short(self._charter)}"
+            return Verdict.WRONG_CHARTER, WrongCharter(reason, hello.peer)
+        return self._judge_identity(hello.peer)
+
+    def _judge_identity(self, peer: PeerId, expected: PeerId | None = None) -> tuple[Verdict, RemoteError | None]:
         if expected is not None and peer != expected:
             return Verdict.NOT_EXPECTED, NotAMember(f"answers where {expected} was expected", peer)
-        if hello.charter != self._charter:
-            reason = f"is under charter {_short(hello.charter)}, ours is {_short(self._charter)}"
-            return Verdict.WRONG_CHARTER, WrongCharter(reason, peer)
+        if peer == str(self._local):
+            return Verdict.OWN_IDENTITY, NotAMember("has our own identity: is the same key in use twice?", peer)
         if peer not in self._roster:
             return Verdict.NOT_A_MEMBER, NotAMember("is not on the roster", peer)
         return Verdict.WELCOME, None
@@ -253,8 +265,8 @@ def _verify_hello(payload: bytes, static: bytes) -> _Hello:
     return _Hello(payload[:CHARTER_BYTES], key, peer)
 
 
-def _objection_of(peer: PeerId, code: int) -> RemoteError:
-    """Put the other end's verdict into our words."""
+def _objection_of(peer: PeerId | None, code: int) -> RemoteError:
+    """Put the other end's verdict into our words; without `peer` it did not say who it is."""
     match code:
         case Verdict.WRONG_CHARTER:
             return WrongCharter("holds our charter to be another than its own", peer)
@@ -293,6 +305,12 @@ def name_of(conn: IRawConnection, expected: PeerId | None = None) -> str:
     """Name the other end before it has proved who it is."""
     address = conn.get_remote_address()
     return str(expected or (f"{address[0]}:{address[1]}" if address else "a stranger"))
+
+
+async def _say_and_leave(conn: IRawConnection, last: bytes) -> None:
+    # Whoever does not hear it, or has gone: it is refused all the same.
+    with trio.move_on_after(VERDICT_GRACE), contextlib.suppress(IOException, RawConnError):
+        await conn.write(last)
 
 
 async def _close(conn: IRawConnection) -> None:

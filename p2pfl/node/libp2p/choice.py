@@ -3,6 +3,9 @@
 multistream-select is not authenticated: what a peer claims here decides nothing, and names itself in messages only.
 """
 
+import re
+
+import trio
 from libp2p.abc import IMultiselectCommunicator, IRawConnection, ISecureConn
 from libp2p.custom_types import TProtocol, TSecurityOptions
 from libp2p.io.exceptions import IOException
@@ -15,10 +18,11 @@ from libp2p.protocol_muxer.exceptions import (
 )
 from libp2p.protocol_muxer.multiselect import PROTOCOL_NOT_FOUND_MSG
 from libp2p.security.exceptions import HandshakeFailure
+from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.security_multistream import SecurityMultistream
 from libp2p.utils import encode_uvarint
 
-from p2pfl.node.libp2p.channel import HANDSHAKE_DEADLINE, name_of
+from p2pfl.node.libp2p.channel import HANDSHAKE_DEADLINE, PROTOCOLS, name_of
 from p2pfl.node.transport import RefusalHandler
 
 MAX_LINES = 16
@@ -30,13 +34,19 @@ MAX_LINE = 1024
 MAX_NAME = 60
 """Characters of a stranger's line that reach a message."""
 
+LIST_DEADLINE = 2.0
+"""Seconds a peer that refused our transport may take to list its own, which only words a message; a guess."""
+
+KNOWN = {protocol: name for name, protocol in PROTOCOLS.items()} | {NOISE: "standard Noise"}
+"""How messages call the transports that a charter can choose."""
+
 
 class SecurityChoice(SecurityMultistream):
     """Stock's negotiation, bounded in time and lines, with errors that name both ends' transports.
 
     Args:
         transports: by protocol, the preferred one first.
-        on_refused: told of each stranger that proposed none of them.
+        on_refused: told of each stranger that proposed none of them, and of each peer that speaks none of them.
     """
 
     def __init__(self, transports: TSecurityOptions, on_refused: RefusalHandler) -> None:
@@ -63,6 +73,9 @@ class SecurityChoice(SecurityMultistream):
     async def secure_outbound(self, conn: IRawConnection, peer_id: ID) -> ISecureConn:
         """Agree on a transport with `peer_id`, and secure the connection.
 
+        Where there is none in common, asks what the other end speaks, in order to say so. No other transport than ours
+        is ever proposed, whatever it answers.
+
         Raises:
             HandshakeFailure: there is none in common, or the handshake failed.
         """
@@ -72,13 +85,29 @@ class SecurityChoice(SecurityMultistream):
         except MultiselectClientError as error:
             if not talk.is_refused:
                 raise HandshakeFailure(f"{peer_id}: hung up before a handshake, or speaks no libp2p") from error
-            raise HandshakeFailure(
-                f"{peer_id} does not speak {self._ours()}; it may be under another suite or charter"
-            ) from None
+            ours = " or ".join(KNOWN.get(protocol, protocol) for protocol in self.transports)
+            reason = f"{await _offer(talk)}, our charter says {ours}: is it under another charter?"
+            self._on_refused(str(peer_id), reason)
+            raise HandshakeFailure(f"{peer_id} {reason}") from None
         return _noted(await self.transports[protocol].secure_outbound(conn, peer_id), protocol)
 
     def _ours(self) -> str:
         return " or ".join(self.transports)
+
+
+async def _offer(talk: "_Lines") -> str:
+    """Ask the other end what it speaks (`ls` of multistream-select), and put it into words."""
+    listed = ""
+    with trio.move_on_after(LIST_DEADLINE):
+        try:
+            await talk.write("ls")
+            listed = await talk.read()
+        except MultiselectCommunicatorError:
+            pass
+    # Implementations separate the names by newlines, lengths, or both.
+    names = re.split(r"[^!-~]+", listed)
+    found = [name for protocol, name in KNOWN.items() if protocol in names]
+    return f"offers {' and '.join(found)}" if found else "speaks another security protocol"
 
 
 class _Lines(IMultiselectCommunicator):

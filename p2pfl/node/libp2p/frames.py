@@ -33,19 +33,21 @@ class Limits:
     """What bounds a connection. Sizes in bytes, times in seconds."""
 
     window: int = 32 * 1024 * 1024
-    """What a peer may send ahead on one stream; a measurement: at 20 ms round trip 860 MB/s of
-    the link's 1240, with 8 MiB 330. Our readers always read, so it is under way, and not in memory."""
-    buffered: int = 64 * 1024 * 1024
-    """What it may send ahead on all; streams past that get the initial window of 256 KiB only. Two full windows:
-    a link has one lane for bulk, and a second while an old one ends."""
+    """What a peer may send ahead on a stream that it opened; a measurement: at 20 ms round trip 860 MB/s of
+    the link's 1240, with 8 MiB 330. Our readers always read, so it is under way, and not in memory. A stream that we
+    opened has the initial window only: what comes back on ours are answers."""
+    buffered: int = 80 * 1024 * 1024
+    """What it may send ahead on all. The initial windows of as many streams as there may be are set aside, 16 MiB; the
+    rest makes the windows of two streams full, and those of others stay initial: a link has one lane for bulk, which
+    may wait behind the one for control or an old one that ends."""
     frame: int = 256 * 1024
     """Payload of a frame; a measurement: larger ones delay other streams, and gain nothing."""
     plain_frame: int = 4 * 65519 - HEADER.size
     """The same where the channel is standard Noise: four whole records of 65,519 bytes."""
     incoming: int = 32
     """Streams a peer may have open; a link needs two, identify and ping one each for a moment."""
-    outgoing: int = 256
-    """Streams we may have open; the backlog that libp2p's specification allows."""
+    outgoing: int = 32
+    """Streams we may have open: as many as a peer of ours takes."""
     control: int = 1024
     """Frames without a body that wait to be written; a peer that provokes more does not read."""
     idle: float = 15.0
@@ -56,6 +58,11 @@ class Limits:
     """How long one frame may take to enter the socket: 256 KiB at 35 kbit/s; a guess."""
     goodbye: float = 0.5
     """How long the end waits for the peer to take note of it; a guess: several round trips."""
+
+    @property
+    def spare(self) -> int:
+        """What is left of `buffered` beyond the initial windows, which the specification gives to every stream."""
+        return max(0, self.buffered - (self.incoming + self.outgoing) * INITIAL_WINDOW)
 
 
 class Violation(Exception):

@@ -51,7 +51,7 @@ class RosterGate(ISecureTransport):
             raise HandshakeFailure(f"{peer} {reason}")
         socket = conn.stream
         if isinstance(socket, SocketConnection):
-            socket.peer = peer
+            socket.admit(peer)
         return secured
 
     def _objection(self, peer: PeerId) -> str | None:

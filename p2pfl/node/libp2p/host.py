@@ -4,6 +4,7 @@ Owns the host's life, the roster's gate and the table of incoming lanes. Patches
 """
 
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from p2pfl.node.libp2p.channel import ChannelTransport
 from p2pfl.node.libp2p.choice import SecurityChoice
 from p2pfl.node.libp2p.gate import RosterGate, explain
 from p2pfl.node.libp2p.lanes import StreamIncomingLane, StreamOutgoingLane
-from p2pfl.node.libp2p.tcp import ByteCount, TcpTransport, is_address_in_use
+from p2pfl.node.libp2p.tcp import CONNECTIONS_PER_PEER, ByteCount, TcpTransport, is_address_in_use
 from p2pfl.node.libp2p.yamux import YamuxConnection
 from p2pfl.node.transport import LaneHandler, LaneKind, OutgoingLane, RefusalHandler
 
@@ -49,8 +50,8 @@ OPEN_DEADLINE = 10.0
 GOODBYE_DEADLINE = 1.0
 """Seconds spent on telling peers that we leave, before the sockets are closed on them; a guess."""
 
-CONNECTIONS_PER_PEER = 3
-"""Connections to one peer beyond which old ones close: dialling each other at once makes two, a restart one more."""
+MAX_CONNECTIONS = 1 << 20
+"""Places in libp2p's own count, in which strangers and members are one. Never reached: `tcp` bounds each of them."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ class Libp2pTransport:
 
     Args:
         private_key: the 32-byte seed of the peer's Ed25519 key.
-        roster: the peers that may connect, looked up anew at each handshake.
+        roster: the peers that may connect, looked up anew at each handshake and lane; a charter's never changes. Who
+            changes it says so with `roster_changed`.
         channel: the suite and charter of our own channel, the one security transport that is offered then; None
             offers libp2p's standard Noise instead, which other implementations speak, and which knows no charter.
         muxer: what carries streams over a secured connection; `guard.GuardedYamux` is libp2p's own, with its worst
@@ -97,7 +99,7 @@ class Libp2pTransport:
         self._identity = PeerId(str(ID.from_pubkey(self._key_pair.public_key)))
         self._roster = roster
         self._channel = channel
-        self._suite = None if channel is None else suite(channel.suite)
+        self._suite = None if channel is None else suite(channel.suite, clock=time.perf_counter)
         self._muxer = muxer
         self._count = ByteCount()
         self._host: BasicHost | None = None
@@ -141,7 +143,7 @@ class Libp2pTransport:
     ) -> AsyncIterator[Sequence[str]]:
         if self._host is not None:
             raise OutOfTurn("this transport runs already")
-        self._tcp = TcpTransport(self._count)
+        self._tcp = TcpTransport(self._count, on_refused)
         host = self._host = self._new_host(on_refused)
         self._accept_lanes(host, on_lane, on_refused)
         failure: BaseException | None = None
@@ -169,7 +171,6 @@ class Libp2pTransport:
         # multistream-select is not authenticated: whatever is listed here can be forced on us. So one is.
         security = self._security(on_refused)
         muxers = {guard.YAMUX: self._muxer}
-        most = max(256, 2 * CONNECTIONS_PER_PEER * len(self._roster))
         host = new_host(
             key_pair=self._key_pair,
             sec_opt=security,
@@ -177,8 +178,8 @@ class Libp2pTransport:
             connection_config=ConnectionConfig(
                 min_connections=0,
                 low_watermark=0,
-                high_watermark=most,
-                max_connections=most,
+                high_watermark=MAX_CONNECTIONS,
+                max_connections=MAX_CONNECTIONS,
                 max_connections_per_peer=CONNECTIONS_PER_PEER,
                 inbound_upgrade_timeout=HANDSHAKE_DEADLINE,
                 outbound_upgrade_timeout=HANDSHAKE_DEADLINE,
@@ -240,7 +241,7 @@ class Libp2pTransport:
         peer = PeerId(str(stream.muxed_conn.peer_id))
         if peer not in self._roster:  # it left the roster after its handshake
             on_refused(peer, f"opened a {kind} lane but is not on the roster any more")
-            await stream.reset()
+            await self.disconnect(peer)
             return
         lane = StreamIncomingLane(peer, stream)
         older = self._incoming.get((peer, kind))
@@ -340,6 +341,13 @@ class Libp2pTransport:
         with trio.CancelScope(shield=True), trio.move_on_after(GOODBYE_DEADLINE):
             await self._close(self._host.get_network().get_connections(ID.from_base58(peer)))
         self._tcp.abort_peer(peer)
+
+    async def roster_changed(self) -> None:
+        """Close every connection to a peer that is not on the roster any more. Never raises."""
+        gone = {connection.peer for connection in self._tcp.connections} - {None, *self._roster}
+        async with trio.open_nursery() as nursery:
+            for peer in gone:
+                nursery.start_soon(self.disconnect, peer)
 
     def _running(self) -> BasicHost:
         if self._host is None:

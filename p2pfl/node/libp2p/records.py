@@ -43,9 +43,12 @@ SEND_DEADLINE = 60.0
 IDLE_BUFFER = 8 * 1024
 """Bytes a buffer has while only control messages pass; a guess."""
 
-READ_AHEAD = 32 * 1024
-"""Bytes taken from the kernel beyond the record that is read: many small records come in one call, and a large one is
-copied out of the kernel into the same cache lines as the one before. A measurement (512 KiB is slower)."""
+EARLY_PLAINTEXT = 1024
+"""Bytes in one record until the channel is established; a verdict has one, the rest is room for a later version."""
+
+READ_AHEAD = 64 * 1024
+"""Bytes taken from the kernel beyond the record that is read, at most: many small records come in one call, and the
+header of the next large one with the one before; all are copied into the same cache lines. A measurement."""
 
 IDLE_AFTER = 5.0
 """Seconds without a large record after which a buffer shrinks at the next small one; a guess."""
@@ -53,12 +56,23 @@ IDLE_AFTER = 5.0
 
 @dataclass(frozen=True)
 class RekeyPolicy:
-    """When the sender of a direction replaces its key; whatever comes first."""
+    """When the sender of a direction replaces its key, whatever comes first, and what its receiver puts up with.
+
+    The receiver ends a connection whose key has served twice the bytes: the cipher's bound binds both ends, and the
+    double leaves room for a sender that counts otherwise. It enforces no time. Age wears no key out, only the sender's
+    own interest asks for a younger one; a connection that was idle has an old key whose next record is due to replace
+    it; and neither a sender's clock nor the network's delay is known here.
+    """
 
     after_bytes: int = 64 << 30
     """2^32 blocks under one key: a sixth of the bound of AES-GCM (RFC 8446, section 5.5); SM4 has the same block."""
     after_seconds: float = 3600.0
     """While traffic flows; a guess."""
+
+    @property
+    def most_bytes(self) -> int:
+        """What a receiver opens under one key before it ends the connection."""
+        return 2 * self.after_bytes
 
 
 class Scratch:
@@ -113,23 +127,24 @@ class Inbox:
 
     async def _receive(self, least: int) -> int:
         if self._socket is not None:
-            return await self._socket.receive_into(self._view[self._end : self._end + max(least, READ_AHEAD)])
+            return await self._socket.receive_into(self._view[self._end : self._end + least + READ_AHEAD])
         try:
-            data = await self._connection.read(least)
+            data = await self._connection.read(min(least, len(self._view) - self._end))
         except (IOException, RawConnError) as error:
             raise ConnectionClosedError(str(error)) from error
         self._view[self._end : self._end + len(data)] = data
         return len(data)
 
     def _make_room(self, size: int) -> None:
-        capacity = len(self._view)
+        """Make room for a part of the next `size` bytes; the buffer doubles as they come, whatever was announced."""
+        capacity, held = len(self._view), self._end - self._start
         if size > IDLE_BUFFER:
             self._busy = trio.current_time()
-            if size + READ_AHEAD > capacity:
-                self._move(size + 2 * READ_AHEAD)
+            if size + READ_AHEAD > capacity and 2 * held >= capacity:
+                self._move(min(2 * capacity, size + 2 * READ_AHEAD))
         elif capacity > IDLE_BUFFER and self._end <= IDLE_BUFFER and trio.current_time() > self._busy + IDLE_AFTER:
             self._move(IDLE_BUFFER)
-        if self._start + size > len(self._view):
+        if self._start and self._start + size > len(self._view):
             self._move(len(self._view))
 
     def _move(self, capacity: int) -> None:
@@ -142,7 +157,8 @@ class Inbox:
 class Channel(BaseSession):
     """An encrypted, authenticated connection. One task reads at a time; any number may write.
 
-    `read_record` and `write_vec` are for a muxer that knows them, `read` and `write` for libp2p's own code.
+    `read_record` and `write_vec` are for a muxer that knows them, `read` and `write` for libp2p's own code. Until
+    `establish` the other end may be anyone, and its records have `EARLY_PLAINTEXT` bytes at most.
     """
 
     def __init__(
@@ -172,6 +188,7 @@ class Channel(BaseSession):
         self._receiving: CipherState = session.receiving
         self._rekey = rekey
         self._rekeyed_at = trio.current_time()
+        self._max_plaintext = EARLY_PLAINTEXT
         self._turn = trio.Lock()
         self._gathered, self._sealed, self._opened = Scratch(), Scratch(), Scratch()
         self._held = bytearray()
@@ -180,6 +197,10 @@ class Channel(BaseSession):
 
     def __repr__(self) -> str:
         return f"Channel({self._peer}, {self._broken or 'open'})"
+
+    def establish(self) -> None:
+        """Take records of `MAX_PLAINTEXT` bytes from now on: the other end is welcome, and so are we."""
+        self._max_plaintext = MAX_PLAINTEXT
 
     async def write(self, data: bytes) -> None:
         """Send `data`; see `write_vec`."""
@@ -237,14 +258,16 @@ class Channel(BaseSession):
 
     async def _send(self, record: memoryview) -> None:
         """Send one record, whoever is cancelled meanwhile."""
+        rest = record
         try:
-            sent = 0
             if self._socket is not None:
-                sent = self._socket.send_now(record)
-                if sent == len(record):  # as a rule; a scope would cost as much as encrypting 64 KiB
-                    await trio.lowlevel.cancel_shielded_checkpoint()
-                    return
-            await self._send_slowly(record[sent:])
+                # As a rule that is all of it, in one call or two. A scope would cost as much as encrypting 64 KiB.
+                while sent := self._socket.send_now(rest):
+                    rest = rest[sent:]
+                    if not rest:
+                        await trio.lowlevel.cancel_shielded_checkpoint()
+                        return
+            await self._send_slowly(rest)
         except (IOException, RawConnError) as error:
             await self._break(f"{self._peer}: {error}", error)
 
@@ -263,7 +286,7 @@ class Channel(BaseSession):
         Cancelling it loses nothing.
 
         Raises:
-            ConnectionClosedError: the connection ended or broke, or a record did not open.
+            ConnectionClosedError: the connection ended or broke, or a record did not open or should not have come.
         """
         left = self.leftover()
         return memoryview(left) if left else await self._open_next()
@@ -293,7 +316,8 @@ class Channel(BaseSession):
         try:
             header = bytes(await self._inbox.peek(HEADER_BYTES))
             fields = int.from_bytes(header, "big")
-            size = _verify_size(fields & ~REKEY)
+            size = fields & ~REKEY
+            self._verify_record(size)
             record = await self._inbox.peek(HEADER_BYTES + size)
             plaintext = self._opened.take(size - TAG_BYTES)
             self._receiving.open_into(record[HEADER_BYTES:], header, plaintext)
@@ -307,6 +331,20 @@ class Channel(BaseSession):
         if fields & REKEY:
             self._receiving.rekey()
         return plaintext
+
+    def _verify_record(self, size: int) -> None:
+        """Check the length of a record and the age of its key, before anything is allocated or opened for it.
+
+        Raises:
+            Malformed: it has no content, or its key has served too long.
+            TooLarge: it is longer than any at this time.
+        """
+        if size <= TAG_BYTES:
+            raise Malformed("a record without content")
+        if size > self._max_plaintext + TAG_BYTES:
+            raise TooLarge(f"a record of {size} bytes; {self._max_plaintext + TAG_BYTES} are the most")
+        if self._receiving.used >= self._rekey.most_bytes:
+            raise Malformed(f"no change of its key after {self._receiving.used} bytes; it owed one long before")
 
     def _verify_open(self) -> None:
         if self._broken is not None:
@@ -340,11 +378,3 @@ class Channel(BaseSession):
     def get_connection_type(self) -> ConnectionType:
         """Return libp2p's word for direct or relayed."""
         return self._connection.get_connection_type()
-
-
-def _verify_size(size: int) -> int:
-    if size <= TAG_BYTES:
-        raise Malformed("a record without content")
-    if size > MAX_PLAINTEXT + TAG_BYTES:
-        raise TooLarge(f"a record of {size} bytes; {MAX_PLAINTEXT + TAG_BYTES} are the most")
-    return size

@@ -1,9 +1,13 @@
-"""TCP under libp2p: opens, binds, counts and closes sockets.
+"""TCP under libp2p: opens, binds, counts, bounds and closes sockets.
 
-Owns every socket of one transport, so that leaving it can close them all. Knows no peer, no encryption and no stream.
+Owns every socket of one transport, so that leaving it can close them all, and the places of those accepted: strangers
+have their own, which end where a handshake proves a member. Knows no encryption and no stream, and no peer but by the
+name that its handshake proved.
 """
 
 import errno
+import ipaddress
+import itertools
 import logging
 import os
 import socket
@@ -18,6 +22,9 @@ from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.transport.exceptions import OpenConnectionError
 from multiaddr import Multiaddr
 
+from p2pfl.core.ids import PeerId
+from p2pfl.node.transport import RefusalHandler
+
 logger = logging.getLogger(__name__)
 
 READ_SIZE = 256 * 1024
@@ -25,6 +32,23 @@ READ_SIZE = 256 * 1024
 
 BACKLOG = 128
 """Connections the kernel may hold before we accept them; libp2p's own number."""
+
+STRANGER_READ_SIZE = 2 * 1024
+"""Bytes asked of the kernel for whoever has not proved who it is: all strangers together make us hold little."""
+
+MAX_STRANGERS = 256
+"""Accepted connections that have not proved who they are; a guess. A handshake takes milliseconds."""
+
+MAX_STRANGERS_FROM_ONE = 128
+"""Of these from one IPv4 address or one IPv6 network of 64 bits, which a NAT can make many members share; a guess."""
+
+CONNECTIONS_PER_PEER = 3
+"""Connections to one peer beyond which old ones close: dialling each other at once makes two, a restart one more."""
+
+ACCEPT_PAUSE = 0.1
+"""Seconds until the next try where the system has no descriptor or memory for a connection; trio's own number."""
+
+ALLOW_MORE_FILES = ": allow this process more of them (ulimit -n)"
 
 
 @dataclass
@@ -43,13 +67,22 @@ class SocketConnection(ReadWriteCloser):
         self._transport = transport
         self._leftover = bytearray()
         self.closed = trio.Event()
-        self.peer: str | None = None
+        self.peer: PeerId | None = None
+
+    def admit(self, peer: PeerId) -> None:
+        """Note that a member is at the other end, as its handshake proved: it leaves the strangers' places.
+
+        Of its connections beyond `CONNECTIONS_PER_PEER` the oldest are closed.
+        """
+        self.peer = peer
+        self._transport.admitted(self)
 
     async def read(self, n: int | None = None) -> bytes:
         """Return `n` bytes, fewer only at the end of the connection; without `n`, whatever came.
 
         Giving exactly what was asked is what keeps libp2p's `read_exactly`, which gives up after 101 reads, from ever
-        counting on a link that delivers in small pieces. At most `n` + `READ_SIZE` bytes are held.
+        counting on a link that delivers in small pieces. At most `n` + `READ_SIZE` bytes are held, of a stranger `n` +
+        `STRANGER_READ_SIZE`.
 
         Raises:
             ConnectionClosedError: the connection broke or was closed here.
@@ -68,7 +101,7 @@ class SocketConnection(ReadWriteCloser):
 
     async def _receive(self) -> bytes:
         try:
-            piece = await self._stream.receive_some(READ_SIZE)
+            piece = await self._stream.receive_some(STRANGER_READ_SIZE if self.peer is None else READ_SIZE)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise ConnectionClosedError("the TCP connection is gone", transport="tcp") from error
         self._transport.count.received += len(piece)
@@ -128,7 +161,7 @@ class SocketConnection(ReadWriteCloser):
     def abort(self) -> None:
         """Close the socket now, without a checkpoint; whoever reads or writes it is woken with an error."""
         self._stream.socket.close()
-        self._transport.connections.discard(self)
+        self._transport.forget(self)
         self.closed.set()
 
     def get_remote_address(self) -> tuple[str, int] | None:
@@ -138,6 +171,54 @@ class SocketConnection(ReadWriteCloser):
         except OSError:
             return None
         return str(name[0]), int(name[1])
+
+
+class Strangers:
+    """The accepted connections that have not proved who they are: bounded by source, and in all.
+
+    Where there is no place, the oldest connection of whoever holds most gives way. A member needs a place for as long
+    as its handshake takes; whoever wants to keep members out has to keep places, and it is those that are taken back.
+    """
+
+    def __init__(self) -> None:
+        self._sources: dict[str, dict[SocketConnection, int]] = {}
+        self._numbers = itertools.count()
+
+    def __len__(self) -> int:
+        return sum(map(len, self._sources.values()))
+
+    def enter(self, connection: SocketConnection, address: str) -> None:
+        """Give `connection`, which came from this IP address, a place."""
+        self._sources.setdefault(source_of(address), {})[connection] = next(self._numbers)
+
+    def leave(self, connection: SocketConnection) -> None:
+        """Take its place back, if it has one."""
+        for source, held in self._sources.items():
+            if held.pop(connection, None) is not None:
+                if not held:
+                    del self._sources[source]
+                return
+
+    def surplus(self) -> tuple[SocketConnection, str] | None:
+        """Return the connection that has to give way to the bounds, and its source; None within them."""
+        crowd = self.crowd()
+        if crowd is None:
+            return None
+        over = len(self._sources[crowd[1]]) > MAX_STRANGERS_FROM_ONE or len(self) > MAX_STRANGERS
+        return crowd if over else None
+
+    def crowd(self) -> tuple[SocketConnection, str] | None:
+        """Return the oldest connection of the source that holds most, and that source; of equal ones the oldest."""
+        if not self._sources:
+            return None
+        source, held = max(self._sources.items(), key=lambda item: (len(item[1]), -next(iter(item[1].values()))))
+        return next(iter(held)), source
+
+
+def source_of(address: str) -> str:
+    """Return whom an IP address stands for: itself, or its network of 64 bits, of which anybody has all addresses."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    return str(ip) if ip.version == 4 else str(ipaddress.ip_network((int(ip) >> 64 << 64, 64)))
 
 
 class TcpListener(IListener):
@@ -168,10 +249,18 @@ class TcpListener(IListener):
 
     async def _serve(self, listener: trio.SocketListener) -> None:
         with self._scope:
-            await trio.serve_listeners(self._accept, [listener])
+            async with trio.open_nursery() as nursery:
+                while True:
+                    try:
+                        stream = await listener.accept()
+                    except OSError as error:
+                        # No descriptor, most likely, and not for long: a stranger's is free at once.
+                        if not self._transport.make_room(error):
+                            await trio.sleep(ACCEPT_PAUSE)
+                        continue
+                    nursery.start_soon(self._accept, self._transport.receive(stream))
 
-    async def _accept(self, stream: trio.SocketStream) -> None:
-        connection = self._transport.adopt(stream)
+    async def _accept(self, connection: SocketConnection) -> None:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._handle, connection)
@@ -211,13 +300,20 @@ class TcpListener(IListener):
 
 
 class TcpTransport(ITransport):
-    """The sockets of one host: counted, without SO_REUSEPORT, closed together."""
+    """The sockets of one host: counted, bounded, without SO_REUSEPORT, closed together.
 
-    def __init__(self, count: ByteCount) -> None:
+    Args:
+        count: where to count what crosses them.
+        on_refused: told of each source whose connections had to give way, and of what the system refused us.
+    """
+
+    def __init__(self, count: ByteCount, on_refused: RefusalHandler = lambda *_: None) -> None:
         self.count = count
-        self.connections: set[SocketConnection] = set()
+        self.connections: dict[SocketConnection, None] = {}  # the oldest first
+        self.strangers = Strangers()
         self.listeners: list[TcpListener] = []
         self.bind_error: Exception | None = None
+        self._on_refused = on_refused
 
     async def dial(self, maddr: Multiaddr) -> IRawConnection:
         """Connect to an IP address; no name is looked up and no other address tried. TCP_NODELAY is trio's default.
@@ -234,12 +330,47 @@ class TcpTransport(ITransport):
     def adopt(self, stream: trio.SocketStream) -> SocketConnection:
         """Take a connected socket into our keeping."""
         connection = SocketConnection(stream, self)
-        self.connections.add(connection)
+        self.connections[connection] = None
         return connection
 
-    def abort_peer(self, peer: str) -> None:
-        """Close every socket whose other end authenticated as `peer`."""
-        for connection in [c for c in self.connections if c.peer == peer]:
+    def receive(self, stream: trio.SocketStream) -> SocketConnection:
+        """Take a socket that was accepted into our keeping, as a stranger's; another may have to give way."""
+        connection = self.adopt(stream)
+        address = connection.get_remote_address()
+        self.strangers.enter(connection, address[0] if address else "0.0.0.0")  # noqa: S104 - has gone already
+        while (surplus := self.strangers.surplus()) is not None:
+            self._on_refused(surplus[1], "holds too many connections without saying who it is; the oldest was closed")
+            surplus[0].abort()
+        return connection
+
+    def make_room(self, error: OSError) -> bool:
+        """Close a stranger's connection, since the system has no room for another one; False where there is none."""
+        is_ours = error.errno == errno.EMFILE
+        self._on_refused("incoming connections", f"{error.strerror}{ALLOW_MORE_FILES if is_ours else ''}")
+        crowd = self.strangers.crowd()
+        if crowd is None:
+            return False
+        crowd[0].abort()
+        return True
+
+    def admitted(self, connection: SocketConnection) -> None:
+        """Move `connection` from the strangers to those of its peer, and close the oldest of these beyond the bound."""
+        self.strangers.leave(connection)
+        for older in self.of(connection.peer)[:-CONNECTIONS_PER_PEER]:
+            older.abort()
+
+    def of(self, peer: PeerId | None) -> list[SocketConnection]:
+        """Return the connections whose other end proved to be `peer`, the oldest first."""
+        return [connection for connection in self.connections if connection.peer == peer]
+
+    def forget(self, connection: SocketConnection) -> None:
+        """Strike a closed connection from all lists."""
+        self.connections.pop(connection, None)
+        self.strangers.leave(connection)
+
+    def abort_peer(self, peer: PeerId) -> None:
+        """Close every socket whose other end proved to be `peer`."""
+        for connection in self.of(peer):
             connection.abort()
 
     def abort_all(self) -> None:

@@ -40,7 +40,7 @@ class YamuxConnection(IMuxedConn):
         self._records = records_of(secured_conn)
         self._streams: dict[int, YamuxStream] = {}
         self._numbers = StreamNumbers(secured_conn.is_initiator)
-        self._spare = limits.buffered
+        self._spare = limits.spare
         self._accept, self._accepted = trio.open_memory_channel[YamuxStream](limits.incoming)
         # Reading
         self._deframer = Deframer()
@@ -281,7 +281,7 @@ class YamuxConnection(IMuxedConn):
 
     def _add(self, number: int, flag: int) -> YamuxStream:
         """Make a stream and announce its window. Credit for all streams together stays within `Limits.buffered`."""
-        extra = min(self._limits.window - frames.INITIAL_WINDOW, self._spare)
+        extra = 0 if self._numbers.is_ours(number) else min(self._limits.window - frames.INITIAL_WINDOW, self._spare)
         self._spare -= extra
         stream = YamuxStream(self, number, ReceiveWindow(frames.INITIAL_WINDOW + extra))
         self._streams[number] = stream

@@ -18,9 +18,17 @@ from libp2p.peer.id import ID
 from libp2p.security.exceptions import HandshakeFailure
 
 from p2pfl.core.errors import BadTag, InvalidConfig, Malformed, NotAMember, TooLarge, WrongCharter
-from p2pfl.crypto.noise import CipherState, Session
+from p2pfl.crypto.noise import CipherState, Handshake, Session
 from p2pfl.crypto.suite import TAG_BYTES, suite
-from p2pfl.node.libp2p.channel import HANDSHAKE_DEADLINE, PROTOCOLS, ChannelTransport, Verdict
+from p2pfl.node.libp2p.channel import (
+    HANDSHAKE_DEADLINE,
+    PROTOCOLS,
+    VERDICT_GRACE,
+    ChannelTransport,
+    Verdict,
+    _framed,
+    _message,
+)
 from p2pfl.node.libp2p.choice import MAX_LINES, SecurityChoice
 from p2pfl.node.libp2p.gate import explain
 from p2pfl.node.libp2p.records import (
@@ -177,6 +185,7 @@ async def test_a_socket_is_used_directly_counted_and_labelled() -> None:
 @trio_test
 async def test_both_ends_name_a_difference_in_charters() -> None:
     one, other = End(1), End(2, charter=OTHER_CHARTER)
+    one.roster.add(str(other.id))  # who answers is known by then; of the other roster nothing is asked
     a, b = await meet(one, other)
     for end, failed, peer, theirs, ours in (
         (one, a, other, OTHER_CHARTER, CHARTER),
@@ -197,16 +206,79 @@ async def test_both_ends_learn_that_one_is_not_on_the_others_roster(refusing: in
     failed = await meet(*pair, raw)
     assert [type(failure.__cause__) for failure in failed] == [NotAMember, NotAMember]
     assert str(failed[refusing]) == f"{pair[1 - refusing].id}: is not on the roster"
-    assert str(failed[1 - refusing]) == f"{pair[refusing].id}: has us not on its roster"
+    # Whoever dialled does not tell who it is where it refuses.
+    dialler = pair[0].id
+    assert str(failed[1 - refusing]) == ("" if refusing == 0 else f"{pair[1].id}: ") + "has us not on its roster"
+    assert pair[1].refused[0][0] == ("192.0.2.1:4001" if refusing == 0 else str(dialler))
     assert [connection.closed for connection in raw] == [True, True]
 
 
 @trio_test
-async def test_another_peer_than_the_one_dialled_is_named() -> None:
+async def test_another_peer_than_the_one_dialled_is_named_and_told() -> None:
     one, other = ends()
     a, b = await meet(one, other, expected=End(3).id)
     assert str(a) == f"{other.id}: answers where {End(3).id} was expected"
-    assert str(b) == f"{one.id}: expected another peer at our address"
+    assert str(b) == "expected another peer at our address"
+    assert other.refused == [("192.0.2.1:4001", "expected another peer at our address")]
+
+
+@pytest.mark.parametrize("why", ["another peer", "not on the roster", "unsigned"])
+@trio_test
+async def test_who_answers_in_a_members_place_does_not_learn_who_dialled(why: str) -> None:
+    """It completes its part of the handshake, and may open whatever it is sent: no identity and no charter is in it."""
+    one, other = ends()
+    if why == "not on the roster":
+        one.roster.clear()
+    dialling, listening = memory_pair()
+    results: list[Any] = [None]
+    expected = End(3).id if why == "another peer" else other.id
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(outcome, lambda: one.transport.secure_outbound(dialling, expected), results, 0)
+        static = bytes(range(1, 33))
+        stranger = Handshake(
+            suite("aes"),
+            is_initiator=False,
+            static=static,
+            ephemeral=bytes(range(2, 34)),
+            prologue=one.transport._prologue,
+        )
+        inbox = Inbox(listening)
+        seen = await _message(inbox)
+        stranger.read(seen)
+        signed = static if why != "unsigned" else bytes(range(3, 35))
+        await listening.write(_framed(stranger.write(other.transport._make_hello(signed))))
+        third = b""
+        try:
+            third = await _message(inbox)
+            opened = stranger.read(third)
+        except ConnectionClosedError:
+            opened = b""
+    assert isinstance(results[0], HandshakeFailure)
+    assert opened == {"another peer": b"\x03", "not on the roster": b"\x02", "unsigned": b""}[why]
+    for secret in (CHARTER, one.key_pair.public_key.to_bytes(), one.id.to_bytes()):
+        assert secret not in seen + third + opened
+    assert one.refused[0][1].startswith(("answers where", "is not on the roster", "a handshake key"))
+
+
+def test_a_refusal_that_nobody_takes_costs_the_dialler_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        one, other = ends()
+        one.roster.clear()
+        dialling, listening = memory_pair()
+        write, writes = dialling.write, []
+
+        async def first_only(data: bytes) -> None:
+            if writes:
+                await trio.sleep_forever()
+            writes.append(trio.current_time())
+            await write(data)
+
+        monkeypatch.setattr(dialling, "write", first_only)
+        failed, _ = await meet(one, other, (dialling, listening))
+        assert str(failed) == f"{other.id}: is not on the roster"
+        assert trio.current_time() - writes[0] == pytest.approx(VERDICT_GRACE)
+
+    trio.run(run, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
 @trio_test
@@ -378,10 +450,12 @@ KEY_PAIR = create_new_key_pair(bytes(32))
 PEER = ID.from_pubkey(KEY_PAIR.public_key)
 
 
-def channel(tape: Any, *, is_initiator: bool, rekey: RekeyPolicy | None = None, name: str = "aes") -> Channel:
+def channel(
+    tape: Any, *, is_initiator: bool, rekey: RekeyPolicy | None = None, name: str = "aes", is_established: bool = True
+) -> Channel:
     states = [CipherState(suite(name), bytes([i + 1]) * 32) for i in range(2)]
     sending, receiving = states if is_initiator else reversed(states)
-    return Channel(
+    made = Channel(
         tape,
         Inbox(tape),
         Session(sending, receiving, b""),
@@ -392,6 +466,9 @@ def channel(tape: Any, *, is_initiator: bool, rekey: RekeyPolicy | None = None, 
         remote_permanent_pubkey=KEY_PAIR.public_key,
         is_initiator=is_initiator,
     )
+    if is_established:
+        made.establish()
+    return made
 
 
 async def recorded(texts: list[bytes], **options: Any) -> list[bytes]:
@@ -761,8 +838,8 @@ async def test_nothing_secret_is_shown_or_logged(caplog: pytest.LogCaptureFixtur
 # Agreeing on a transport
 
 
-async def choose(one: End, other: End) -> list[Any]:
-    dialling, listening = memory_pair()
+async def choose(one: End, other: End, raw: Any = None) -> list[Any]:
+    dialling, listening = raw or memory_pair()
     choices = [SecurityChoice({e.transport.protocol: e.transport}, e.transport._on_refused) for e in (one, other)]
     results: list[Any] = [None, None]
     async with trio.open_nursery() as nursery:
@@ -785,8 +862,9 @@ async def test_a_common_transport_is_chosen() -> None:
 async def test_both_ends_name_the_transports_that_differ() -> None:
     one, other = End(1), End(2, name="sm4")
     a, b = await choose(one, other)
-    expected = "does not speak /p2pfl/noise-aes/1.0.0; it may be under another suite or charter"
-    assert str(a) == explain(a) == f"{other.id} {expected}"
+    reason = "offers sm4, our charter says aes: is it under another charter?"
+    assert str(a) == explain(a) == f"{other.id} {reason}"
+    assert one.refused == [(str(other.id), reason)]
     reason = "proposed /p2pfl/noise-aes/1.0.0, but this peer speaks /p2pfl/noise-sm4/1.0.0"
     assert other.refused == [("192.0.2.1:4001", reason)]
     assert reason in str(b)
@@ -820,3 +898,99 @@ async def test_a_stranger_that_talks_nonsense_is_left(said: bytes) -> None:
     await answering.stream.send_stream.aclose()
     with pytest.raises(HandshakeFailure):
         await choice.secure_outbound(dialled, End(2).id)
+
+
+def line(text: str | bytes) -> bytes:
+    text = text.encode() if isinstance(text, str) else text
+    return bytes([len(text) + 1]) + text + b"\n"
+
+
+GREETING, LS, NA = line("/multistream/1.0.0"), line("ls"), line("na")
+AES, SM4, GM = (line(PROTOCOLS[name]) for name in ("aes", "sm4", "gm"))
+
+
+class Overheard(Memory):
+    """A raw connection of which everything that was written is kept."""
+
+    written = b""
+
+    async def write(self, data: bytes) -> None:
+        self.written += data
+        await super().write(data)
+
+
+async def dial(end: End, answers: list[bytes]) -> tuple[HandshakeFailure, bytes]:
+    """What comes of dialling somebody who says this, a piece for each line it hears; and all that it was sent."""
+    one, other = trio.testing.memory_stream_pair()
+    dialling, listening = Overheard(one, True), Memory(other, False)
+    choice = SecurityChoice({end.transport.protocol: end.transport}, end.transport._on_refused)
+    results: list[Any] = [None]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(outcome, lambda: choice.secure_outbound(dialling, End(2).id), results, 0)
+        for answer in answers:
+            await listening.read(1000)
+            await listening.write(answer)
+        await trio.testing.wait_all_tasks_blocked()
+        if results[0] is None and answers[-1] != b"":
+            await listening.stream.send_stream.aclose()
+    return results[0], dialling.written
+
+
+LISTS = {
+    "libp2p for Python": (line(SM4[1:]), "offers sm4, our charter says aes"),
+    "of two": (line(GM[1:] + b"/noise\n"), "offers gm and standard Noise, our charter says aes"),
+    "the specification": (line(SM4 + line("/tls/1.0.0")), "offers sm4, our charter says aes"),
+    "unknown": (line("/tls/1.0.0/noise"), "speaks another security protocol, our charter says aes"),
+    "none": (NA, "speaks another security protocol, our charter says aes"),
+    "no text": (line(b"\xff\xfe"), "speaks another security protocol, our charter says aes"),
+    "silence": (b"", "speaks another security protocol, our charter says aes"),
+}
+
+
+@pytest.mark.parametrize("form", LISTS)
+def test_the_dialler_names_what_the_other_end_offers_instead(form: str) -> None:
+    async def run() -> None:
+        end = End(1)
+        answer, reason = LISTS[form]
+        failure, written = await dial(end, [GREETING, NA, answer])
+        reason += ": is it under another charter?"
+        assert str(failure) == f"{End(2).id} {reason}"
+        assert end.refused == [(str(End(2).id), reason)]
+        assert written == GREETING + AES + LS
+
+    trio.run(run, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        [GREETING, SM4],  # as if that had been proposed
+        [GREETING, NA, SM4],  # listed, and chosen at once
+        [GREETING, NA, LS],
+        [GREETING, NA, SM4 + SM4 + b"\x00\x60" + bytes(96)],  # and a handshake begun
+        [GREETING, NA, AES],  # now it is spoken after all: too late
+    ],
+)
+@trio_test
+async def test_no_answer_makes_the_dialler_begin_under_another_suite(answers: list[bytes]) -> None:
+    failure, written = await dial(End(1), answers)
+    assert isinstance(failure, HandshakeFailure)
+    assert written in (GREETING + AES, GREETING + AES + LS)  # not one byte of a handshake
+
+
+@pytest.mark.parametrize("listening", ["sm4", "gm"])
+@trio_test
+async def test_no_byte_of_a_handshake_is_sent_to_a_member_under_another_suite(listening: str) -> None:
+    try:
+        suite(listening)
+    except Exception as error:  # noqa: BLE001 - says what is missing
+        pytest.skip(str(error))
+    one, other = End(1), End(2, name=listening)
+    left, right = trio.testing.memory_stream_pair()
+    dialling, answering = Overheard(left, True), Overheard(right, False)
+    results = await choose(one, other, (dialling, answering))
+    assert [type(result) for result in results] == [HandshakeFailure, HandshakeFailure]
+    assert one.refused[0][1].startswith(f"offers {listening}, our charter says aes")
+    assert f"this peer speaks /p2pfl/noise-{listening}/1.0.0" in other.refused[0][1]
+    assert dialling.written == GREETING + AES + LS
+    assert answering.written == GREETING + NA + line(PROTOCOLS[listening].encode() + b"\n")

@@ -154,7 +154,7 @@ async def test_a_stream_opens_in_front_of_its_first_bytes() -> None:
         mine = await here.open_stream()
         await mine.write(b"at once")
         assert frames_in(here.secured_conn)[0] == [
-            Frame(WINDOW, SYN, 1, LIMITS.window - INITIAL_WINDOW),
+            Frame(WINDOW, SYN, 1, 0),
             Frame(DATA, 0, 1, 7),
         ]
         assert await receive(await there.accept_stream(), 7) == b"at once"
@@ -307,17 +307,38 @@ async def fails(function: Callable[..., Awaitable[Any]], *args: Any) -> None:
 
 @virtual
 async def test_what_a_peer_may_send_ahead_is_bounded_however_many_its_streams() -> None:
-    limits = Limits(window=1 << 20, buffered=2 << 20)
-    async with muxers(limits=limits) as (here, there):
+    limits = Limits(window=1 << 20, buffered=8 << 20, incoming=12, outgoing=12)
+    async with muxers(limits=limits) as (here, there), trio.open_nursery() as nursery:
         pairs = [await streams(here, there) for _ in range(limits.incoming)]
         windows = [yours.window.size for _, yours in pairs]
         assert windows[:2] == [1 << 20, 1 << 20]
         assert set(windows[3:]) == {INITIAL_WINDOW}
-        assert sum(windows) == limits.buffered + limits.incoming * INITIAL_WINDOW
+        pairs += [(await streams(there, here))[::-1] for _ in range(limits.outgoing)]
+        for mine, _ in pairs:
+            nursery.start_soon(mine.write, bytes(limits.window + 1))
+        await settle()
+        assert sum(len(chunk) for _, yours in pairs for chunk in yours._chunks) == limits.buffered
+        nursery.cancel_scope.cancel()
+
+
+@virtual
+async def test_the_window_of_a_stream_that_is_over_goes_to_the_next() -> None:
+    async with muxers() as (here, there):
+        pairs = [await streams(here, there) for _ in range(3)]
+        assert [yours.window.size for _, yours in pairs] == [LIMITS.window, LIMITS.window, 3 * INITIAL_WINDOW]
         await pairs[0][0].reset()
         await settle()
         _, again = await streams(here, there)
-        assert again.window.size == 1 << 20
+        assert again.window.size == LIMITS.window
+
+
+@virtual
+async def test_what_comes_back_on_a_stream_of_ours_has_the_initial_window() -> None:
+    async with muxers() as (here, there):
+        pairs = [await streams(here, there) for _ in range(LIMITS.outgoing)]
+        assert {mine.window.size for mine, _ in pairs} == {INITIAL_WINDOW}
+        _, theirs = await streams(there, here)
+        assert theirs.window.size == LIMITS.window
 
 
 # Taking turns
@@ -805,7 +826,7 @@ async def test_streams_that_end_at_once_do_not_pile_up() -> None:
         await settle()
         assert connection.is_established
         assert connection._streams == {}
-        assert connection._spare == LIMITS.buffered
+        assert connection._spare == LIMITS.spare == 2 * (LIMITS.window - INITIAL_WINDOW) + 2 * INITIAL_WINDOW
         await raw.write_vec([encode(WINDOW, SYN, 401, 0)])
         await settle()
         assert frames_in(connection.secured_conn)[-1][-1] == Frame(WINDOW, RST, 401, 0)
@@ -840,7 +861,8 @@ def test_no_bytes_get_out_of_the_connection_as_an_exception(
     async def check() -> None:
         dialled, accepted = channels(kind, capacity=100)
         end, raw = (accepted, dialled) if is_listener else (dialled, accepted)
-        connection = YamuxConnection(end, PEER, Limits(window=INITIAL_WINDOW + 10, buffered=20, incoming=2))
+        limits = Limits(window=INITIAL_WINDOW + 10, buffered=4 * INITIAL_WINDOW + 20, incoming=2, outgoing=2)
+        connection = YamuxConnection(end, PEER, limits)
         async with started(connection), trio.open_nursery() as nursery:
             await connection.open_stream()
             nursery.start_soon(read_all, connection)

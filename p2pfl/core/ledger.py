@@ -1,0 +1,74 @@
+"""What a peer must not forget: what it signed and sent, and where it stands. The machine says what, the store how.
+
+A peer uploads at most one vector for a round number and signs at most one set of survivors, over all its lives. So
+both are on the disk before the first byte, and before the signature, leaves.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from p2pfl.core.ids import Round
+
+SESSION_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Uploading:
+    """From now on the update of `round` is spent, in this session (32 bytes) and no other."""
+
+    round: Round
+    session: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Voted:
+    """The peer signed that exactly `survivors` (places in the roster) are in the sum of `session`."""
+
+    round: Round
+    session: bytes
+    survivors: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Where a peer stands between two rounds.
+
+    Attributes:
+        round: the next one; every lower number is over for this peer.
+        base: the last adopted average, float32 [parameters].
+        update: what local training added to it and no sum has taken in, float32 [parameters]; None for nothing.
+    """
+
+    round: Round
+    base: NDArray[np.float32]
+    update: NDArray[np.float32] | None
+
+
+Record = Uploading | Voted | Checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """What a peer that starts again knows of its former lives.
+
+    Attributes:
+        checkpoint: the last good one.
+        above: the peer takes part only in rounds above this number, which it may have taken part in; -1 for none.
+    """
+
+    checkpoint: Checkpoint
+    above: int
+
+
+def resume(checkpoint: Checkpoint, records: Sequence[Uploading | Voted]) -> Resume:
+    """Return what follows from the last good checkpoint and every durable record.
+
+    An update that a record says was spent is gone: the sum it went into may have been released.
+    """
+    above = max([checkpoint.round - 1, *(record.round for record in records)])
+    spent = any(isinstance(record, Uploading) and record.round >= checkpoint.round for record in records)
+    kept = Checkpoint(checkpoint.round, checkpoint.base, None) if spent else checkpoint
+    return Resume(kept, above)

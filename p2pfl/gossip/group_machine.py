@@ -1,0 +1,805 @@
+"""One peer's protocol where groups are drawn anew each round: train, average in the group, keep what was released.
+
+`base` is the last adopted average, and the model is base plus what local training added that no sum has taken in: the
+update. A round's outcome says what becomes of them (`Outcome` in `p2pfl.gossip.session`). From its first byte on the
+wire an update is spent: it never enters a second sum, whatever became of the first.
+
+A peer that falls behind goes where more than the colluders are, with a base that a session verifiably released, never
+with somebody's current model. One that is cut off waits: it passes no round without the others, so nobody runs ahead
+alone.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from p2pfl.core.charter import Charter, Deadlines
+from p2pfl.core.errors import (
+    Malformed,
+    NotAMember,
+    OutOfTurn,
+    P2pflError,
+    RemoteError,
+    RoundFailed,
+    WrongCharter,
+)
+from p2pfl.core.ids import PeerId, Round, Seconds
+from p2pfl.core.ledger import Checkpoint, Resume
+from p2pfl.core.machine import (
+    AcceptBulk,
+    Adopt,
+    BulkOffered,
+    BulkReceived,
+    CancelTimer,
+    Compute,
+    Computed,
+    Disconnect,
+    DropLink,
+    Effect,
+    Emit,
+    Finish,
+    Input,
+    LinkDown,
+    LinkUp,
+    Persist,
+    Persisted,
+    Received,
+    RefuseBulk,
+    Send,
+    SendBulk,
+    SetTimer,
+    Started,
+    StopRequested,
+    TimerFired,
+    Train,
+    Trained,
+    Vector,
+    WorkFailed,
+)
+from p2pfl.core.statements import MAX_GROUP, Statement
+from p2pfl.core.trace import LinkChanged, Note, PeerFinished, Refused, RoundEnded, State, StateChanged
+from p2pfl.core.wire import Bye, Chunk, Have, Hello, Message, Part, Ping, Proof, Told, Want
+from p2pfl.gossip.grouping import bearable_colluders, groups
+from p2pfl.gossip.membership import Members
+from p2pfl.gossip.patience import Patience
+from p2pfl.gossip.session import (
+    LEAST_RATE,
+    NO_SESSION,
+    REPEATS,
+    Keyring,
+    Outcome,
+    Released,
+    Session,
+    Terms,
+    verified_release,
+)
+
+LOOKAHEAD = 2
+"""How many rounds ahead of one's own statements are kept."""
+REMEMBERED = 2
+"""How many past rounds can still be asked about."""
+MOST_EARLY = 8
+"""Statements of later rounds that are kept of one member."""
+RATE, BURST = 500.0, 3000.0
+"""Statements a second, and at once, that are taken from one neighbor; the check of a signature takes 0.1 ms. A round
+of a group of 16 has 130, and each can come from anybody; twice that in a burst for two rounds."""
+LEAST_WAIT = 0.25
+"""Seconds that a stage waits at least before it takes somebody for gone; a guess for links between continents."""
+
+
+@dataclass(frozen=True)
+class GroupPlan:
+    """What one peer needs to know of the charter to run its rounds in groups.
+
+    Attributes:
+        me: this peer's place in the roster.
+        charter: the charter's hash.
+        roster: all members' peer ids.
+        names: theirs, in the same order, for the trace.
+        beacon: what the groups are drawn from.
+        group_size: members wanted in a group.
+        colluders: how many members may work together.
+        least: fewest members in a sum.
+        parameters: length of the vector.
+        rounds: with local training.
+        settle_rounds: at most so many tries after that to bring all members to one average.
+        window: seconds that a round's training may take; infinite for no limit.
+    """
+
+    me: int
+    charter: bytes
+    roster: tuple[PeerId, ...]
+    names: tuple[str, ...]
+    beacon: bytes
+    group_size: int
+    colluders: int
+    least: int
+    parameters: int
+    rounds: int
+    settle_rounds: int
+    window: float
+    deadlines: Deadlines
+
+    @classmethod
+    def for_peer(cls, charter: Charter, me: PeerId) -> "GroupPlan":
+        """Derive the plan of `me` from the charter."""
+        roster = charter.roster()
+        names = {PeerId(member.peer_id): member.name for member in charter.members}
+        size = min(charter.averaging.group_size, len(roster))
+        colluders = min(charter.averaging.colluders, bearable_colluders(size))
+        return cls(
+            me=roster.index(me),
+            charter=charter.hash(),
+            roster=roster,
+            names=tuple(names[peer] for peer in roster),
+            beacon=charter.hash(),
+            group_size=size,
+            colluders=colluders,
+            least=min(colluders + 2, len(roster)),
+            parameters=charter.model.parameters,
+            rounds=charter.training.rounds,
+            settle_rounds=charter.averaging.settle_rounds,
+            window=charter.training.window or float("inf"),
+            deadlines=charter.deadlines,
+        )
+
+    def groups(self, round: Round) -> tuple[tuple[int, ...], ...]:
+        """Return the groups of a round: after training, all members in one, if a group can be so large."""
+        size = self.group_size if round < self.rounds else MAX_GROUP
+        return groups(self.beacon, round, range(len(self.roster)), size)
+
+    def terms(self, round: Round) -> Terms:
+        """Return what this peer's session of a round is held to."""
+        group = next(group for group in self.groups(round) if self.me in group)
+        return Terms(
+            charter=self.charter,
+            roster=self.roster,
+            me=self.me,
+            round=round,
+            group=group,
+            colluders=self.colluders,
+            least=self.least,
+            parameters=self.parameters,
+            patience=self.deadlines.round,
+        )
+
+
+class GroupMachine:
+    """The machine of one peer; see the module.
+
+    Args:
+        plan: from the charter.
+        keyring: signs and checks statements.
+        initial: the common initial model, float32 [parameters].
+        resume: what is known of this peer's former lives, if it had any.
+    """
+
+    def __init__(self, plan: GroupPlan, keyring: Keyring, initial: Vector, resume: Resume | None = None) -> None:
+        self._plan = plan
+        self._keyring = keyring
+        self._places = {peer: place for place, peer in enumerate(plan.roster)}
+        self._members = Members(place for place in range(len(plan.roster)) if place != plan.me)
+        self._base, self._update, self._round = initial, None, Round(0)
+        self._above = -1
+        self._synced: Round = Round(-1)
+        """The latest round whose released average this peer took over."""
+        if resume is not None:
+            self._base, self._update = resume.checkpoint.base, resume.checkpoint.update
+            self._round, self._above = resume.checkpoint.round, resume.above
+            self._synced = Round(self._round - 1)
+        self._state = State.STARTING
+        self._session: Session | None = None
+        self._past: dict[Round, Session] = {}
+        self._early: dict[int, list[Statement]] = {}
+        self._latest: dict[int, Statement] = {}
+        self._patience = Patience(LEAST_WAIT, max(LEAST_WAIT, plan.deadlines.round / 8))
+        self._round_began = 0.0
+        self._heartbeat_due = 0.0
+        self._wake: float | None = None
+        self._train_base: Vector | None = None
+        """The base that the local steps under way started from."""
+        self._loss: float | None = None
+        self._steps = 0
+        self._behind_at: float | None = None
+        self._sync: dict[int, Released | None] = {}
+        self._sync_until = 0.0
+        self._sync_is_last = False
+        self._advert_at: float | None = None
+        self._closing: RoundEnded | None = None
+        self._tries = 0
+        self._agreed = False
+        self._stop_asked = False
+
+    @property
+    def _stage(self) -> float:
+        return REPEATS * self._patience.seconds
+
+    # What others may ask about
+
+    @property
+    def held(self) -> int:
+        """How many statements and chunks are in memory; bounded, whatever others send."""
+        sessions = [*self._past.values(), *([self._session] if self._session is not None else [])]
+        early = sum(map(len, self._early.values()))
+        return sum(session.held for session in sessions) + early + len(self._latest) + len(self._sync)
+
+    @property
+    def round(self) -> Round:
+        """The round this peer is in."""
+        return self._round
+
+    @property
+    def model(self) -> Vector:
+        """Base and update, float32 [parameters]."""
+        return self._base if self._update is None else self._base + self._update
+
+    # Inputs
+
+    def handle(self, input: Input, now: Seconds) -> list[Effect]:
+        """Take one input; see `p2pfl.core.machine.Machine`."""
+        if self._state in (State.DONE, State.FAILED):
+            return [RefuseBulk("this peer has finished")] if isinstance(input, BulkOffered) else []
+        effects = self._take(input, now)
+        if self._state not in (State.DONE, State.FAILED):
+            effects += self._advance(now)
+        return effects + self._set_wake(now)
+
+    def _take(self, input: Input, now: Seconds) -> list[Effect]:
+        match input:
+            case Started():
+                return self._on_started(now)
+            case LinkUp(peer):
+                return self._on_link_up(peer, now)
+            case LinkDown(peer, reason):
+                return self._on_link_down(peer, reason)
+            case Received(peer, message):
+                return self._guarded(peer, message, now) or self._on_message(self._places[peer], message, now)
+            case BulkOffered(peer, message):
+                return self._guarded(peer, message, now) or self._on_offer(self._places[peer], message)
+            case BulkReceived(peer, message, payload):
+                return self._on_bulk(self._places[peer], message, payload, now)
+            case TimerFired(key):
+                return self._on_timer(key, now)
+            case Trained():
+                return self._on_trained(input, now)
+            case Computed(key, result):
+                return self._on_computed(key, result)
+            case Persisted(key):
+                return self._on_persisted(key, now)
+            case WorkFailed(error):
+                return self._finish(error)
+            case StopRequested():
+                return self._on_stop()
+
+    # Links
+
+    def _on_started(self, now: Seconds) -> list[Effect]:
+        if self._state is not State.STARTING:
+            raise OutOfTurn("started twice")
+        effects = self._enter(State.LINKING)
+        effects.append(SetTimer("start", Seconds(now + self._plan.deadlines.start)))
+        return effects + self._set_heartbeat(now)
+
+    def _on_link_up(self, peer: PeerId, now: Seconds) -> list[Effect]:
+        place = self._places.get(peer)
+        if place is None or place == self._plan.me:
+            return [Disconnect(peer, NotAMember("is not a member", peer))]
+        known = self._members[place]
+        known.linked, known.heard_at, known.left_after = True, now, None
+        effects: list[Effect] = [Emit(LinkChanged(self._plan.names[place], up=True)), self._ping(place)]
+        if place in self._latest:
+            # A member whose disk was restored from an old copy learns here what it has signed since.
+            effects.append(self._tell(place, self._latest[place]))
+        if self._state is State.LEAVING:
+            effects.append(Send(peer, Bye(self._plan.charter, Round(self._round - 1))))
+        return effects
+
+    def _on_link_down(self, peer: PeerId, reason: str) -> list[Effect]:
+        place = self._places.get(peer)
+        if place is None or place == self._plan.me or not self._members[place].linked:
+            return []
+        self._members[place].linked = False
+        self._sync.pop(place, None)
+        return [Emit(LinkChanged(self._plan.names[place], up=False, reason=reason))]
+
+    def _guarded(self, peer: PeerId, message: Message, now: Seconds) -> list[Effect]:
+        """Return what a message costs its sender that must not have been sent; nothing if it may be handled."""
+        place = self._places.get(peer)
+        if place is None or place == self._plan.me:
+            return self._drop(peer, NotAMember("is not a member", peer))
+        if message.charter != self._plan.charter:
+            theirs, ours = message.charter.hex()[:12], self._plan.charter.hex()[:12]
+            return self._drop(peer, WrongCharter(f"sent a message under charter {theirs}, ours is {ours}", peer))
+        self._members[place].heard_at = now
+        return []
+
+    # Messages
+
+    def _on_message(self, place: int, message: Message, now: Seconds) -> list[Effect]:
+        peer, known = self._plan.roster[place], self._members[place]
+        try:
+            match message:
+                case Hello() | Ping():
+                    known.claim = max(known.claim, message.round)
+                case Bye():
+                    known.left_after = message.round
+                case Told(_, round, statement):
+                    if not self._members.may_send(place, 1.0, now, RATE, BURST):
+                        return []
+                    if statement.content.round != round:
+                        raise Malformed("sent a statement under another round's number")
+                    return self._on_statement(place, statement, now)
+                case Have():
+                    known.claim = max(known.claim, message.round)
+                    return self._on_have(place, message, now)
+                case Want():
+                    return self._on_want(place, message, now)
+                case Proof():
+                    self._on_proof(place, message, now)
+        except RemoteError as error:
+            return self._drop(peer, replace_peer(error, peer))
+        return []
+
+    def _on_statement(self, place: int, statement: Statement, now: Seconds) -> list[Effect]:
+        round, signer = statement.content.round, statement.signer
+        if signer >= len(self._plan.roster):
+            raise Malformed(f"passed on a statement of member {signer}; there are {len(self._plan.roster)}")
+        if signer == self._plan.me:
+            self._on_own_statement(statement)
+            return []
+        if signer == place:
+            self._members[place].claim = max(self._members[place].claim, round)
+        session = self._session
+        if session is not None and round == self._round:
+            if session.outcome is None and session.told(statement, now):
+                self._latest[signer] = statement
+        elif self._round < round <= self._round + LOOKAHEAD or (session is None and round == self._round):
+            early = self._early.setdefault(place, [])
+            if len(early) < MOST_EARLY * LOOKAHEAD and statement not in early:
+                early.append(statement)
+        return []
+
+    def _on_own_statement(self, statement: Statement) -> None:
+        """Heed what this peer signed in a life that its disk knows nothing of."""
+        round = statement.content.round
+        if round < self._round or (self._session is not None and self._session.holds(statement)):
+            return
+        self._keyring.verify(self._plan.me, statement.body, statement.signature)
+        self._above = max(self._above, round)
+        if self._session is not None:
+            self._session.give_up()
+
+    def _on_have(self, place: int, have: Have, now: Seconds) -> list[Effect]:
+        session = self._session_of(have.round)
+        if session is not None:
+            return session.answer_have(place, have, now)
+        return [self._ping(place)] if have.round < self._round and self._spend(place, now) else []
+
+    def _on_want(self, place: int, want: Want, now: Seconds) -> list[Effect]:
+        if want.part is not Part.AVERAGE:
+            session = self._session_of(want.round)
+            return [] if session is None else session.answer_want(place, want, now)
+        released = [round for round, past in self._past.items() if past.released() is not None]
+        newest = max(released, default=Round(-1))
+        if newest < want.round or not self._spend(place, now, BURST / 8):
+            return []
+        session = self._past[newest]
+        values = session.released()
+        if values is None:
+            return []
+        peer, charter = self._plan.roster[place], self._plan.charter
+        return [
+            Send(peer, Proof(charter, newest, session.proof())),
+            SendBulk((peer,), Chunk(charter, newest, session.id, Part.AVERAGE, 0, values.nbytes), values),
+        ]
+
+    def _spend(self, place: int, now: Seconds, cost: float = 1.0) -> bool:
+        return self._members.may_send(place, cost, now, RATE, BURST)
+
+    def _session_of(self, round: Round) -> Session | None:
+        return self._session if round == self._round else self._past.get(round)
+
+    def _on_offer(self, place: int, message: Message) -> list[Effect]:
+        peer = self._plan.roster[place]
+        if not isinstance(message, Chunk):
+            return self._drop(peer, Malformed("announced a payload that no group sends", peer))
+        try:
+            refusal = self._refusal(place, message)
+        except RemoteError as error:
+            return self._drop(peer, replace_peer(error, peer))
+        return [AcceptBulk() if refusal is None else RefuseBulk(refusal)]
+
+    def _refusal(self, place: int, chunk: Chunk) -> str | None:
+        if chunk.part is Part.AVERAGE:
+            released = self._sync.get(place)
+            if self._state is not State.SYNCING or released is None or released.round != chunk.round:
+                return "an average that nobody asked for"
+            if chunk.length != 4 * released.length(self._plan.parameters):
+                raise Malformed("offered an average of another length than the proof's")
+            return None
+        if chunk.round == self._round and self._session is not None and self._session.outcome is None:
+            return self._session.wants_chunk(place, chunk)
+        return f"of round {chunk.round}, this peer is in {self._round}"
+
+    def _on_bulk(self, place: int, message: Message, payload: bytearray, now: Seconds) -> list[Effect]:
+        if not isinstance(message, Chunk):
+            raise OutOfTurn("a payload was received that was never accepted")
+        self._members[place].heard_at = now
+        if self._refusal(place, message) is not None:
+            return []
+        if message.part is not Part.AVERAGE and self._session is not None:
+            return self._of_session(self._session.received(place, message, payload))
+        released = self._sync[place]
+        if released is None:
+            return []
+        values: Vector = np.frombuffer(payload, np.dtype("<f4"))
+        parameters = self._plan.parameters
+        key = f"sync/{place}/{released.round}"
+        return [Compute(key, lambda: released.open(values, parameters), values.nbytes)]
+
+    # Training
+
+    def _begin_training(self) -> list[Effect]:
+        if self._train_base is not None:
+            return []  # the steps of an earlier round are still being made; they will count in this one
+        self._train_base = self._base
+        return [Train(self._round, self.model, self._plan.window)]
+
+    def _on_trained(self, trained: Trained, now: Seconds) -> list[Effect]:
+        if self._train_base is None:
+            raise OutOfTurn("local steps that nobody asked for")
+        self._update, self._train_base = trained.vector - self._train_base, None
+        self._loss, self._steps = trained.loss, trained.steps
+        session = self._session
+        if session is None or session.is_trained or session.outcome is not None:
+            return []
+        session.trained(self.model, now)
+        return self._enter(State.AVERAGING) if self._state is State.TRAINING else []
+
+    # Rounds
+
+    def _begin_round(self, now: Seconds) -> list[Effect]:
+        self._round = Round(max(self._round, self._above + 1))
+        self._above = self._round - 1
+        self._round_began, self._loss, self._steps = now, None, 0
+        self._behind_at = self._advert_at = None
+        session = Session(self._plan.terms(self._round), self._keyring, self._patience, now)
+        self._session = session
+        effects: list[Effect] = [self._ping(place) for place in self._members.linked()]
+        if self._round < self._plan.rounds:
+            effects += [*self._enter(State.TRAINING), *self._begin_training()]
+            self._advert_at = max(now, now + self._plan.window - self._stage)
+        else:
+            effects += self._enter(State.SETTLING)
+            if self._train_base is None:
+                session.trained(self.model, now)
+        early, self._early = self._early, {}
+        for place, statements in early.items():
+            for statement in statements:
+                if statement.content.round >= self._round:
+                    effects += self._replay(place, statement, now)
+        return effects
+
+    def _replay(self, place: int, statement: Statement, now: Seconds) -> list[Effect]:
+        try:
+            return self._on_statement(place, statement, now)
+        except RemoteError as error:
+            peer = self._plan.roster[place]
+            return self._drop(peer, replace_peer(error, peer))
+
+    def _of_session(self, effects: Sequence[Effect]) -> list[Effect]:
+        """Give keys the round's number, so that an answer that comes late meets the session that asked."""
+        marked: list[Effect] = []
+        for effect in effects:
+            if isinstance(effect, Compute | Persist):
+                marked.append(replace(effect, key=f"{self._round}/{effect.key}"))
+            else:
+                marked.append(effect)
+        return marked
+
+    def _on_computed(self, key: str, result: object) -> list[Effect]:
+        number, _, rest = key.partition("/")
+        if number == "sync":
+            return self._on_synced(rest, result)
+        if int(number) != self._round or self._session is None or self._session.outcome is not None:
+            return []
+        return self._of_session(self._session.computed(rest, result))
+
+    def _on_persisted(self, key: str, now: Seconds) -> list[Effect]:
+        number, _, rest = key.partition("/")
+        if number == "checkpoint":
+            return self._next_round(now)
+        if int(number) != self._round or self._session is None or self._session.outcome is not None:
+            return []
+        return self._of_session(self._session.persisted(rest))
+
+    def _advance(self, now: Seconds) -> list[Effect]:
+        """Do whatever can be done, whatever came in."""
+        if self._state is State.LINKING:
+            return self._start_if_linked(now)
+        if self._state is State.SYNCING:
+            return self._end_sync(now) if self._is_synced(now) else []
+        if self._state is State.LEAVING:
+            return self._leave_if_alone()
+        session = self._session
+        if session is None or self._closing is not None:
+            return []
+        others = [place for place, _ in self._members.items()]
+        session.may_skip = self._members.claiming(others, self._round) >= self._plan.least - 1
+        effects: list[Effect] = []
+        deserted = self._round >= self._plan.rounds and self._is_alone() and len(self._plan.roster) > 1
+        if not session.spent and (deserted or len(session.terms.group) < self._plan.least):
+            session.give_up()
+        if self._advert_at is not None and now >= self._advert_at and session.training_ends is None:
+            session.training_ends = self._round_began + self._plan.window
+        expected = self._members.expected(session.terms.group, self._round)
+        effects += self._of_session(session.advance(now, expected))
+        self._give_up_if_behind(session, now)
+        if session.outcome is not None:
+            effects += self._close(session, now)
+        return effects
+
+    def _give_up_if_behind(self, session: Session, now: Seconds) -> None:
+        """Leave a round that the others are through with; first give them time to tell how it ended."""
+        if session.outcome is not None or session.survivors is not None:
+            return
+        group = self._members.claiming(session.terms.group, Round(self._round + 1)) > self._plan.colluders
+        if not group and self._members.front(self._plan.colluders) < self._round + 2:
+            self._behind_at = None
+            return
+        if self._behind_at is None:
+            self._behind_at = now + self._stage
+            session.pull()
+        elif now >= self._behind_at and not (session.spent and session.wakes_at is not None):
+            session.give_up()
+
+    def _close(self, session: Session, now: Seconds) -> list[Effect]:
+        """Let the outcome take effect, and keep it, before anything follows from it."""
+        outcome, average = session.outcome, session.average()
+        if self._train_base is not None:
+            pass  # what the steps under way started from keeps its meaning: they end in an update
+        elif session.spent and outcome is not Outcome.SKIP:
+            self._update = None
+        base = self._base
+        if average is not None:
+            self._base, self._synced = average, self._round
+        elif outcome is Outcome.PARTIAL:
+            self._base = session.patch(base)
+        for who in session.terms.group:
+            if who != self._plan.me:
+                took_part = session.took_part(who)
+                self._members[who].in_step = took_part
+        self._patience = session.patience
+        self._closing = self._record(session, now)
+        return [Persist("checkpoint/", Checkpoint(Round(self._round + 1), self._base, self._update))]
+
+    def _record(self, session: Session, now: Seconds) -> RoundEnded:
+        names, me = self._plan.names, self._plan.me
+        leader = session.leader()
+        standing = self._members.standing(self._round)
+        absent = session.absent()
+        return RoundEnded(
+            round=self._round,
+            seconds=round(now - self._round_began, 6),
+            heard=tuple(names[who] for who in session.survivors or () if who != me),
+            absent={names[who]: f"{why}; {standing[who]}" for who, why in absent.items() if who != me},
+            loss=self._loss,
+            spread=0.0,
+            settling=self._round >= self._plan.rounds,
+            outcome=str(session.outcome),
+            enrolled=tuple(names[who] for who in session.enrolled),
+            attempt=session.attempt,
+            leader="" if leader is None else names[leader],
+            evidence="" if session.id == NO_SESSION else session.id.hex(),
+            steps=self._steps,
+        )
+
+    def _next_round(self, now: Seconds) -> list[Effect]:
+        session, record = self._session, self._closing
+        if session is None or record is None:
+            raise OutOfTurn("a checkpoint that nobody asked for")
+        ended = self._round
+        session.retire()
+        self._past[ended] = session
+        kept = sorted(self._past)[-REMEMBERED:]
+        newest = max((round for round, past in self._past.items() if past.released() is not None), default=ended)
+        self._past = {round: past for round, past in self._past.items() if round in (*kept, newest)}
+        self._session, self._closing = None, None
+        effects: list[Effect] = [Emit(record), Adopt(ended, self.model)]
+        self._round = Round(ended + 1)
+        if ended >= self._plan.rounds:
+            self._tries += 1
+            everybody = len(record.heard) + 1 == len(self._plan.roster)
+            self._agreed = record.outcome == Outcome.FULL and everybody
+            together = record.outcome in (Outcome.FULL, Outcome.LATE) and len(self._plan.groups(ended)) == 1
+            over = self._stop_asked or self._tries >= self._plan.settle_rounds or self._is_alone()
+            if not together and not self._stop_asked and self._have_others_left():
+                return effects + self._begin_sync(now, last=True)
+            if together or over:
+                return effects + self._leave(now)
+        if self._stop_asked:
+            return effects + self._leave(now)
+        return effects + self._go_on(now)
+
+    def _have_others_left(self) -> bool:
+        left = sum(known.linked and known.left_after is not None for _, known in self._members.items())
+        return left > self._plan.colluders
+
+    def _is_alone(self) -> bool:
+        return all(not known.linked or known.left_after is not None for _, known in self._members.items())
+
+    # Falling behind, and catching up
+
+    def _go_on(self, now: Seconds) -> list[Effect]:
+        """Begin the next round here, or go where the others are."""
+        front = Round(min(self._members.front(self._plan.colluders), self._last_round()))
+        self._round = Round(max(self._round, self._above + 1))
+        if front < self._round + 2:
+            return self._begin_round(now)
+        self._round = front
+        return self._begin_sync(now, last=False)
+
+    def _begin_sync(self, now: Seconds, *, last: bool) -> list[Effect]:
+        """Ask those that are furthest for a released average; after it, go on or leave."""
+        self._sync_is_last = last
+        transfer = 4 * self._plan.parameters / LEAST_RATE
+        self._sync_until = now + 2 * self._stage + transfer
+        claims = {place: known.claim for place, known in self._members.items() if known.linked}
+        asked = sorted(claims, key=lambda place: (-claims[place], place))[: self._plan.colluders + 2]
+        self._sync = dict.fromkeys(asked)
+        want = Want(self._plan.charter, self._newest_base(), NO_SESSION, Part.AVERAGE, 0)
+        return [*self._enter(State.SYNCING), *(Send(self._plan.roster[place], want) for place in asked)]
+
+    def _last_round(self) -> Round:
+        return Round(self._plan.rounds + max(0, self._plan.settle_rounds - 1))
+
+    def _newest_base(self) -> Round:
+        """Return the first round whose average would be newer than what this peer has."""
+        return Round(self._synced + 1)
+
+    def _on_proof(self, place: int, proof: Proof, now: Seconds) -> None:
+        if self._state is not State.SYNCING or place not in self._sync or not self._spend(place, now, BURST / 8):
+            return
+        terms = replace(self._plan.terms(proof.round), round=proof.round)
+        released = verified_release(terms, self._plan.groups(proof.round), self._keyring, proof.statements)
+        if released.round >= self._newest_base():
+            self._sync[place] = released
+
+    def _on_synced(self, key: str, result: object) -> list[Effect]:
+        place, number = map(int, key.split("/"))
+        peer = self._plan.roster[place]
+        if not isinstance(result, np.ndarray):
+            self._sync.pop(place, None)
+            return self._drop(peer, Malformed("sent another average than it proved", peer))
+        if self._state is State.SYNCING and number > self._synced:
+            self._base, self._synced = result, Round(number)
+            name = self._plan.names[place]
+            return [Emit(Note(f"caught up with the average that round {number} released, from {name}"))]
+        return []
+
+    def _is_synced(self, now: Seconds) -> bool:
+        proven = max((released.round for released in self._sync.values() if released is not None), default=-1)
+        return now >= self._sync_until or (proven >= 0 and self._synced >= proven)
+
+    def _end_sync(self, now: Seconds) -> list[Effect]:
+        """Begin where the others are by now."""
+        self._sync = {}
+        if self._sync_is_last:
+            return [Adopt(Round(self._round - 1), self.model), *self._leave(now)]
+        front = min(self._members.front(self._plan.colluders), self._last_round())
+        self._round = Round(max(self._round, front))
+        return [Adopt(Round(self._round - 1), self.model), *self._begin_round(now)]
+
+    def _start_if_linked(self, now: Seconds) -> list[Effect]:
+        linked = len(self._members.linked())
+        running = self._members.front(self._plan.colluders) > self._round
+        if linked < len(self._plan.roster) - 1 and not running:
+            return []
+        return [CancelTimer("start"), *self._go_on(now)]
+
+    def _on_start_deadline(self, now: Seconds) -> list[Effect]:
+        if self._members.linked() or len(self._plan.roster) == 1:
+            return self._go_on(now)
+        names = ", ".join(name for place, name in enumerate(self._plan.names) if place != self._plan.me)
+        waited = f"no member answered within {self._plan.deadlines.start:g} s"
+        return self._finish(RoundFailed(f"{waited}: {names}; check their addresses, and that they run"))
+
+    # Leaving
+
+    def _on_stop(self) -> list[Effect]:
+        again, self._stop_asked = self._stop_asked, True
+        if again or self._state in (State.STARTING, State.LINKING, State.SYNCING, State.LEAVING):
+            return self._finish(None)
+        if self._closing is None and self._session is not None and not self._session.spent:
+            self._session.give_up()
+        return []
+
+    def _leave(self, now: Seconds) -> list[Effect]:
+        """Say goodbye, and stay until the others have what they may still ask for: their own goodbye says so."""
+        bye = Bye(self._plan.charter, Round(self._round - 1))
+        return [
+            *self._enter(State.LEAVING),
+            *(Send(self._plan.roster[place], bye) for place in self._members.linked()),
+            SetTimer("leave", Seconds(now + self._plan.deadlines.round)),
+        ]
+
+    def _leave_if_alone(self) -> list[Effect]:
+        return self._finish(None) if self._is_alone() or self._stop_asked else []
+
+    def _finish(self, error: P2pflError | None) -> list[Effect]:
+        outcome = "failed" if error is not None else "stopped" if self._stop_asked else "done"
+        reason = "" if error is None else str(error)
+        return [
+            *self._enter(State.FAILED if error is not None else State.DONE),
+            Emit(PeerFinished(outcome, self._round, self._agreed, reason)),
+            Finish(error),
+        ]
+
+    # Time
+
+    def _on_timer(self, key: str, now: Seconds) -> list[Effect]:
+        match key:
+            case "start" if self._state is State.LINKING:
+                return self._on_start_deadline(now)
+            case "heartbeat":
+                return self._on_heartbeat(now)
+            case "leave" if self._state is State.LEAVING:
+                return self._finish(None)
+            case "wake":
+                self._wake = None
+        return []
+
+    def _on_heartbeat(self, now: Seconds) -> list[Effect]:
+        # A timer that comes late says that this peer slept, not its neighbors: what they sent is still to be read.
+        slept = now - self._heartbeat_due > self._plan.deadlines.heartbeat
+        effects = self._set_heartbeat(now)
+        for place in self._members.linked():
+            known = self._members[place]
+            if slept:
+                known.heard_at = now
+            silent = now - known.heard_at
+            if silent > self._plan.deadlines.silence:
+                effects.append(DropLink(self._plan.roster[place], f"no sign of life for {silent:.0f} s"))
+            else:
+                effects.append(self._ping(place))
+        return effects
+
+    def _set_heartbeat(self, now: Seconds) -> list[Effect]:
+        self._heartbeat_due = Seconds(now + self._plan.deadlines.heartbeat)
+        return [SetTimer("heartbeat", self._heartbeat_due)]
+
+    def _set_wake(self, now: Seconds) -> list[Effect]:
+        """Have this machine called when the next deadline of the round comes."""
+        times = [self._sync_until] if self._state is State.SYNCING else []
+        if self._session is not None and self._closing is None:
+            own = (self._session.wakes_at, self._behind_at, self._advert_at)
+            times += [at for at in own if at is not None and now < at < float("inf")]
+        wake = min(times, default=None)
+        if wake == self._wake:
+            return []
+        self._wake = wake
+        return [CancelTimer("wake")] if wake is None else [SetTimer("wake", Seconds(wake))]
+
+    # Sending
+
+    def _ping(self, place: int) -> Effect:
+        return Send(self._plan.roster[place], Ping(self._plan.charter, self._round))
+
+    def _tell(self, place: int, statement: Statement) -> Effect:
+        return Send(self._plan.roster[place], Told(self._plan.charter, statement.content.round, statement))
+
+    def _drop(self, peer: PeerId, error: RemoteError) -> list[Effect]:
+        names: Mapping[PeerId, str] = dict(zip(self._plan.roster, self._plan.names, strict=True))
+        return [Emit(Refused(names.get(peer, peer), error.reason)), Disconnect(peer, error)]
+
+    def _enter(self, state: State) -> list[Effect]:
+        if state is self._state:
+            return []
+        self._state = state
+        return [Emit(StateChanged(state, self._round))]
+
+
+def replace_peer(error: RemoteError, peer: PeerId) -> RemoteError:
+    """Return the error with who is to blame."""
+    return error if error.peer is not None else type(error)(error.reason, peer)

@@ -1,0 +1,47 @@
+"""Who averages with whom in a round, where groups are drawn anew each time. Everybody draws the same, from the charter.
+
+Whether a member answers is no input: views of that differ, the roster does not.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from itertools import accumulate
+
+from p2pfl.core.canonical import canonical
+from p2pfl.core.ids import Round
+
+
+def groups(beacon: bytes, round: Round, members: Sequence[int], size: int) -> tuple[tuple[int, ...], ...]:
+    """Cut the members of a round into max(1, floor(n / size)) groups whose sizes differ by at most one.
+
+    They are cut in the order of SHA-256(beacon, round, member), so nobody can foresee or steer them who does not choose
+    the beacon.
+
+    Args:
+        beacon: fixed for the federation, and unknown to each member before it joined.
+        round: the round's number.
+        members: places in the roster.
+        size: wanted members of a group; at least so many are in each, if there are so many at all.
+
+    Returns:
+        the groups, each with its members in ascending order.
+    """
+    order = sorted(members, key=lambda member: hashlib.sha256(canonical([beacon, round, member])).digest())
+    count = max(1, len(order) // size)
+    sizes = [len(order) // count + (number < len(order) % count) for number in range(count)]
+    ends = list(accumulate(sizes))
+    return tuple(tuple(sorted(order[end - width : end])) for end, width in zip(ends, sizes, strict=True))
+
+
+def threshold(members: int) -> int:
+    """Return T, how many of a session's members must sign the same survivors: three quarters, rounded up.
+
+    Two sets of T members share at least 2T - n, so with fewer colluders than that no two sets of survivors can both be
+    certified.
+    """
+    return -(-3 * members // 4)
+
+
+def bearable_colluders(members: int) -> int:
+    """Return the largest c for which a session of so many members keeps its word: min(2T - n - 1, n - 2)."""
+    return max(0, min(2 * threshold(members) - members - 1, members - 2))

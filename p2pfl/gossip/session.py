@@ -1,0 +1,1074 @@
+"""One round of one group: from adverts to a released average, without a coordinator; and without masks, so far.
+
+    enroll    each member adverts; a leader proposes who begins; all of these say that they are ready
+    upload    each sends chunk i of its vector to the i-th member, and its own chunk to that one's deputy, the next
+    agree     each aggregator acknowledges whose chunks it holds; a leader proposes who is in the sum; votes certify it
+    reduce    each aggregator averages its chunk over the survivors, signs the result and sends it to all
+
+What a peer does next follows from what it holds: signed statements, chunks, and deadlines. `advance` looks at all of
+that and does whatever can be done; so the order in which things arrive does not matter, and whatever is repeated does
+no harm. What got lost is pulled: now and then a peer tells the others what it holds, and they send what is missing,
+whoever signed it. A leader or an aggregator can waste time, never learn or forge.
+
+Owns the stages of one round. Must not know training, models or other rounds: that is `p2pfl.gossip.group_machine`.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import partial
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from p2pfl.core.canonical import Value, canonical
+from p2pfl.core.errors import Malformed, TooLarge
+from p2pfl.core.ids import PeerId, Round
+from p2pfl.core.ledger import SESSION_BYTES, Uploading, Voted
+from p2pfl.core.machine import Compute, Effect, Persist, Send, SendBulk, Vector
+from p2pfl.core.statements import (
+    MAX_ATTEMPTS,
+    Acknowledged,
+    Advert,
+    Content,
+    Enrolment,
+    Proposal,
+    Ready,
+    Result,
+    Roots,
+    Statement,
+    Vote,
+    decode_statement,
+    encode_body,
+)
+from p2pfl.core.wire import Chunk, Have, Part, Told, Want
+from p2pfl.gossip.average import is_sane
+from p2pfl.gossip.grouping import bearable_colluders, threshold
+from p2pfl.gossip.patience import Patience
+
+NO_SESSION = bytes(SESSION_BYTES)
+LEAST_RATE = 64 * 1024.0
+"""Bytes a second below which a transfer counts as failed; a guess."""
+MOST_SESSIONS = 2 * MAX_ATTEMPTS
+"""Sessions of one round of which a signer's statements are kept."""
+REPEATS = 4
+"""How often a peer asks for what it lacks before it takes somebody for gone; a guess: where every second message is
+lost, one in sixteen stays so."""
+ANSWER_PAUSE = 0.05
+"""Seconds in which a member gets one answer to the same request; a guess: below any timer of an honest one."""
+
+_KINDS: tuple[type[Content], ...] = (Advert, Enrolment, Ready, Roots, Acknowledged, Proposal, Vote, Result)
+_Content = TypeVar("_Content", bound=Content)
+
+
+class Keyring(Protocol):
+    """Signs this peer's statements, and checks others'."""
+
+    def sign(self, body: bytes) -> bytes:
+        """Return this peer's signature of a statement's body."""
+
+    def verify(self, signer: int, body: bytes, signature: bytes) -> None:
+        """Check that the member at this place of the roster signed the body.
+
+        Raises:
+            BadSignature: it did not.
+        """
+
+
+class Outcome(StrEnum):
+    """How a round ended for this peer.
+
+    FULL: its update is in the average that it adopted. PARTIAL: a chunk of that average is lost. LATE: it adopted the
+    others' average, and its update is not in it. SKIP: nothing was averaged, and nothing of it left this peer. VOID:
+    its update left, and whether its sum was released is unknown.
+    """
+
+    FULL = "full"
+    PARTIAL = "partial"
+    LATE = "late"
+    SKIP = "skip"
+    VOID = "void"
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a session is held to.
+
+    Attributes:
+        charter: its hash.
+        roster: all members' peer ids; members are named by their place in it.
+        me: this peer's place.
+        round: the number.
+        group: the places of all members of this peer's group in this round, ascending.
+        colluders: how many members may work together against the others without learning or forging anything.
+        least: fewest members in a sum.
+        parameters: length of the vector.
+        patience: seconds that a group waits for members that are slow to take part.
+    """
+
+    charter: bytes
+    roster: tuple[PeerId, ...]
+    me: int
+    round: Round
+    group: tuple[int, ...]
+    colluders: int
+    least: int
+    parameters: int
+    patience: float
+
+    def bears(self, members: int) -> bool:
+        """Return whether a session of so many members is allowed."""
+        return members >= self.least and bearable_colluders(members) >= self.colluders
+
+
+def session_id(terms: Terms, enrolment: Enrolment) -> bytes:
+    """Return the 32 bytes that every later statement of a session refers to."""
+    values: list[Value] = [
+        "p2pfl/session/1",
+        terms.charter,
+        terms.round,
+        enrolment.attempt,
+        terms.colluders,
+        terms.least,
+    ]
+    return hashlib.sha256(
+        canonical([*values, terms.parameters, list(enrolment.members), list(enrolment.adverts)])
+    ).digest()
+
+
+def bounds(parameters: int, members: int, chunk: int) -> tuple[int, int]:
+    """Return the first index of a chunk, and the first after it."""
+    return chunk * parameters // members, (chunk + 1) * parameters // members
+
+
+def cut(vector: Vector, weight: float, members: int) -> tuple[Vector, ...]:
+    """Cut float32 [parameters] into one chunk for each member: float32 [1 + its length], the weight first."""
+    chunks = []
+    for chunk in range(members):
+        start, end = bounds(len(vector), members, chunk)
+        chunks.append(np.concatenate((np.array([weight], np.float32), vector[start:end])))
+    return tuple(chunks)
+
+
+def reduce(chunks: Sequence[Vector]) -> Vector:
+    """Average chunks, each float32 [1 + length] with its weight first, in float64 in the order given.
+
+    Returns:
+        float32 [1 + length]: the total weight, and the weighted average.
+    """
+    total = float(sum(float(chunk[0]) for chunk in chunks))
+    average = np.zeros(len(chunks[0]) - 1)
+    for chunk in chunks:
+        average += float(chunk[0]) / total * chunk[1:].astype(np.float64)
+    return np.concatenate(([total], average)).astype("<f4")
+
+
+def digest(vector: Vector) -> bytes:
+    """Return the SHA-256 of a vector's bytes."""
+    return hashlib.sha256(vector.data.cast("B")).digest()
+
+
+def _checked_digest(vector: Vector) -> bytes | None:
+    """Return the digest of a chunk; None for one that must not enter a sum."""
+    return digest(vector) if is_sane(vector) and vector[0] > 0 else None
+
+
+class Statements:
+    """The signed statements of a round: of each kind one by each signer in each attempt or session.
+
+    For results the signer's place is that of the chunk, with who signed it: the aggregator or its deputy.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[int, bytes | int], dict[int, Statement]] = {}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._held.values()))
+
+    def of(self, kind: type[_Content], key: bytes | int) -> dict[int, _Content]:
+        """Return what is held of a kind, in this attempt or session, by signer (by chunk for results)."""
+        return {who: each.content for who, each in self._held.get((kind.kind, key), {}).items()}  # type: ignore[misc]
+
+    def signed(self, kind: type[Content], key: bytes | int) -> Mapping[int, Statement]:
+        """Return the same with signatures."""
+        return self._held.get((kind.kind, key), {})
+
+    def add(self, statement: Statement) -> bool:
+        """Keep a statement; return whether it is new. The first of a signer stands."""
+        content = statement.content
+        key = content.attempt if isinstance(content, Advert | Enrolment) else content.session
+        who = content.chunk if isinstance(content, Result) else statement.signer
+        held = self._held.setdefault((content.kind, key), {})
+        if who in held or self._is_full(content, who):
+            return False
+        held[who] = statement
+        return True
+
+    def contradicts(self, statement: Statement) -> bool:
+        """Return whether the same signer has signed something else in the same place."""
+        content = statement.content
+        if isinstance(content, Result):
+            return False
+        key = content.attempt if isinstance(content, Advert | Enrolment) else content.session
+        known = self._held.get((content.kind, key), {}).get(statement.signer)
+        return known is not None and known.body != statement.body
+
+    def _is_full(self, content: Content, who: int) -> bool:
+        if isinstance(content, Advert | Enrolment):
+            return False
+        kept = sum(kind == content.kind and who in held for (kind, _), held in self._held.items())
+        return kept >= MOST_SESSIONS
+
+
+@dataclass
+class _Work:
+    """Where this peer stands in the round."""
+
+    attempt: int = 0
+    session: bytes = NO_SESSION
+    members: tuple[int, ...] = ()
+    enrolled: bool = False
+    """Whether this peer is one of the session's members and said that it is ready; else it watches."""
+    began: bool = False
+    uploading: bool = False
+    uploaded: bool = False
+    voting: tuple[int, ...] | None = None
+    deputizes: bool = False
+    reducing: set[int] = field(default_factory=set)
+
+
+class Session:
+    """One round of this peer's group; see the module.
+
+    The methods return effects; `outcome` is set once the round is over. `patience` is measured on, and handed to the
+    next round's session.
+    """
+
+    def __init__(self, terms: Terms, keyring: Keyring, patience: Patience, now: float) -> None:
+        self.terms = terms
+        self.patience = patience
+        self.outcome: Outcome | None = None
+        self.survivors: tuple[int, ...] | None = None
+        self.training_ends: float | None = None
+        """When this peer expects to have trained, once that is near enough to advert it."""
+        self.may_skip = False
+        """Whether others go on without this group's sum, so that this peer may too."""
+        self._keyring = keyring
+        self._statements = Statements()
+        self._now = now
+        self._at: dict[str, float] = {}
+        self._work = _Work()
+        self._vector: Vector | None = None
+        self._chunks: tuple[Vector, ...] = ()
+        self._uploads: dict[tuple[int, int], tuple[Vector, bytes]] = {}
+        self._results: dict[int, tuple[Vector, bytes]] = {}
+        self._unsigned: dict[int, tuple[Vector, bytes]] = {}
+        self._hashing: set[tuple[Part, int, int]] = set()
+        self._answered: dict[tuple[object, ...], float] = {}
+        self._ready_at: float | None = None
+        self._suspects: set[int] = set()
+
+    # What others may ask about
+
+    @property
+    def id(self) -> bytes:
+        """The session this peer takes part in or watches; zeros for none."""
+        return self._work.session
+
+    @property
+    def attempt(self) -> int:
+        """How many enrolments were given up."""
+        return self._work.attempt
+
+    @property
+    def enrolled(self) -> tuple[int, ...]:
+        """The session's members."""
+        return self._work.members
+
+    @property
+    def spent(self) -> bool:
+        """Whether this peer's update may have left it."""
+        return self._work.uploading
+
+    @property
+    def wakes_at(self) -> float | None:
+        """When `advance` is to be called, if nothing comes before."""
+        waiting = [at for at in self._at.values() if at > self._now]
+        return min(waiting, default=None)
+
+    @property
+    def is_short(self) -> bool:
+        """Whether too few members took part for a sum, though the group's patience is over."""
+        waited = self._is_due("close") or self._is_due("alone")
+        return not self._work.members and waited and not self._bears_adverts()
+
+    @property
+    def held(self) -> int:
+        """How many statements and chunks are in memory."""
+        return len(self._statements) + len(self._uploads) + len(self._results)
+
+    def average(self) -> Vector | None:
+        """Return the released average, float32 [parameters], once all its chunks are here."""
+        if self.survivors is None or len(self._results) < len(self._work.members):
+            return None
+        return np.concatenate([self._results[chunk][0][1:] for chunk in range(len(self._work.members))])
+
+    def patch(self, base: Vector) -> Vector:
+        """Return `base` with those chunks of the average in it that are here."""
+        patched = base.copy()
+        for chunk, (values, _) in self._results.items():
+            start, end = bounds(self.terms.parameters, len(self._work.members), chunk)
+            patched[start:end] = values[1:]
+        return patched
+
+    def proof(self) -> tuple[Statement, ...]:
+        """Return the statements that show the average to be released: see `verified_average`."""
+        session = self._work.session
+        enrolments = self._statements.signed(Enrolment, self._work.attempt).values()
+        named = [each for each in enrolments if session_id(self.terms, _as(Enrolment, each)) == session]
+        votes = self._statements.signed(Vote, session).values()
+        chosen = [each for each in votes if _as(Vote, each).survivors == self.survivors]
+        return (*named[:1], *chosen, *self._statements.signed(Result, session).values())
+
+    def leader(self) -> int | None:
+        """Return whose proposal was certified."""
+        for who, proposal in sorted(self._statements.of(Proposal, self._work.session).items(), key=self._order):
+            if proposal.survivors == self.survivors:
+                return who
+        return None
+
+    def absent(self) -> dict[int, str]:
+        """Return the members of the group that are not in the sum, with the stage each was lost at."""
+        work, session = self._work, self._work.session
+        kept = self.survivors if self.survivors is not None else ()
+        reasons = {}
+        for who in self.terms.group:
+            if who in kept:
+                continue
+            if who not in self._statements.signed(Advert, work.attempt):
+                reasons[who] = "enroll: no advert"
+            elif work.members and who not in work.members:
+                reasons[who] = "enroll: not proposed"
+            elif not work.members or who not in self._statements.signed(Ready, session):
+                reasons[who] = "enroll: not ready"
+            elif who not in self._statements.signed(Roots, session):
+                reasons[who] = "upload: nothing came"
+            else:
+                reasons[who] = "upload: not acknowledged by all"
+        return reasons
+
+    # What happens
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether this peer's vector of the round is here."""
+        return self._vector is not None
+
+    def trained(self, vector: Vector, now: float) -> None:
+        """Take this peer's vector of the round, float32 [parameters]."""
+        self._vector, self.training_ends = vector, now
+
+    def computed(self, key: str, result: object) -> list[Effect]:
+        """Take the answer to a `Compute`."""
+        what, *numbers = key.split("/")
+        if what == "cut" and isinstance(result, tuple):
+            self._chunks = result
+            return [Persist("uploading", Uploading(self.terms.round, self._work.session))]
+        if what == "upload" and isinstance(result, tuple):
+            chunk, uploader = map(int, numbers)
+            vector, found = result
+            self._hashing.discard((Part.UPLOAD, chunk, uploader))
+            if found is None:
+                self._suspects.add(uploader)
+            elif (chunk, uploader) not in self._uploads:
+                self._uploads[chunk, uploader] = (vector, found)
+        if what == "result" and isinstance(result, tuple):
+            chunk = int(numbers[0])
+            vector, found = result
+            self._hashing.discard((Part.RESULT, chunk, 0))
+            self._unsigned[chunk] = (vector, found)
+        if what == "reduce" and isinstance(result, tuple):
+            return self._release(int(numbers[0]), *result)
+        return []
+
+    def persisted(self, key: str) -> list[Effect]:
+        """Take the word that a record is safe: now what it says may happen."""
+        if key == "uploading":
+            return self._send_upload()
+        if key == "voted" and self._work.voting is not None:
+            return self._state(Vote(self.terms.round, self._work.session, self._work.voting))
+        return []
+
+    def told(self, statement: Statement, now: float) -> bool:
+        """Take a statement of this round; return whether it is new.
+
+        Raises:
+            BadSignature: it is not its signer's.
+            Malformed: it contradicts another of the same signer, or cannot be of this round.
+        """
+        content, signer = statement.content, statement.signer
+        if signer not in self.terms.group:
+            raise Malformed(f"passed on a statement of member {signer}, who is not in this round's group")
+        if self._statements.contradicts(statement):
+            self._keyring.verify(signer, statement.body, statement.signature)
+            self._suspects.add(signer)
+            return False
+        if isinstance(content, Enrolment) and not set(content.members) <= set(self.terms.group):
+            raise Malformed("proposed members who are not in this round's group")
+        if not self._statements_allow(statement):
+            return False
+        self._keyring.verify(signer, statement.body, statement.signature)
+        added = self._statements.add(statement)
+        if added and isinstance(content, Ready) and self._ready_at is not None:
+            self.patience = self.patience.after(now - self._ready_at)
+        return added
+
+    def _statements_allow(self, statement: Statement) -> bool:
+        content = statement.content
+        if isinstance(content, Result):
+            # Anybody may sign anything; only the aggregator's word and its deputy's count.
+            members = self._work.members
+            if content.session != self._work.session or not content.chunk < len(members):
+                return False
+            return statement.signer in _pair(members, content.chunk)
+        return True
+
+    def wants_chunk(self, sender: int, chunk: Chunk) -> str | None:
+        """Return why an offered chunk is refused; None to take it.
+
+        Raises:
+            TooLarge: it is longer than such a chunk can be.
+            Malformed: it is of another length, or none that this sender may send.
+        """
+        work = self._work
+        if chunk.session != work.session or not work.members:
+            return "not of this peer's session"
+        if chunk.chunk >= len(work.members):
+            raise Malformed(f"offered chunk {chunk.chunk} of {len(work.members)}")
+        start, end = bounds(self.terms.parameters, len(work.members), chunk.chunk)
+        if chunk.length != 4 * (1 + end - start):
+            kind = TooLarge if chunk.length > 4 * (1 + end - start) else Malformed
+            raise kind(f"offered a chunk of {chunk.length} bytes, it has {4 * (1 + end - start)}")
+        if chunk.part is Part.RESULT:
+            if (Part.RESULT, chunk.chunk, 0) in self._hashing or chunk.chunk in self._results:
+                return "here already"
+            # Its signature comes another way, and may come later.
+            signed = chunk.chunk in self._statements.signed(Result, work.session)
+            return None if signed or sender in self._holders(chunk.chunk) else "its result is not signed yet"
+        if sender not in work.members:
+            raise Malformed("uploaded to a session that it is no member of")
+        if not work.enrolled:
+            return "this peer only watches the session"
+        if (chunk.chunk, sender) in self._uploads or (Part.UPLOAD, chunk.chunk, sender) in self._hashing:
+            return "here already"
+        if self._is_acknowledged() and not self._is_missing(chunk.chunk, sender):
+            return "this peer's acknowledgement is signed already"
+        return None if self._is_mine(chunk.chunk, sender) else "for another aggregator"
+
+    def received(self, sender: int, chunk: Chunk, payload: bytearray) -> list[Effect]:
+        """Take a chunk that was wanted."""
+        if self.wants_chunk(sender, chunk) is not None:
+            return []  # something changed on its way
+        vector: Vector = np.frombuffer(payload, np.dtype("<f4"))
+        if chunk.part is Part.RESULT:
+            self._hashing.add((Part.RESULT, chunk.chunk, 0))
+            return [Compute(f"result/{chunk.chunk}", lambda: (vector, digest(vector)), vector.nbytes)]
+        self._hashing.add((Part.UPLOAD, chunk.chunk, sender))
+        key = f"upload/{chunk.chunk}/{sender}"
+        return [Compute(key, lambda: (vector, _checked_digest(vector)), vector.nbytes)]
+
+    def answer_have(self, sender: int, have: Have, now: float) -> list[Effect]:
+        """Send a member of the group what it lacks of this round's statements."""
+        if sender not in self.terms.group or not self._may_answer(("have", sender), now):
+            return []
+        attempt, session = self._work.attempt, self._work.session
+        effects: list[Effect] = []
+        for kind, mask in zip(_KINDS, have.held, strict=True):
+            per_attempt = kind in (Advert, Enrolment)
+            same = have.attempt == attempt if per_attempt else have.session == session
+            for who, statement in self._statements.signed(kind, attempt if per_attempt else session).items():
+                bit = who if kind is Result else self.terms.group.index(who)
+                if not (same and mask >> bit & 1):
+                    effects.append(self._tell(sender, statement))
+        return effects
+
+    def answer_want(self, sender: int, want: Want, now: float) -> list[Effect]:
+        """Send a chunk again to a member of the group that may have it."""
+        work, chunk = self._work, want.chunk
+        if want.session != work.session or chunk >= len(work.members) or sender not in self.terms.group:
+            return []
+        if want.part is Part.RESULT and chunk in self._results:
+            payload = self._results[chunk][0]
+        elif want.part is Part.UPLOAD and work.uploaded and self._chunks and sender in self._holders(chunk):
+            payload = self._chunks[chunk]
+        else:
+            return []
+        pause = self.patience.least / 2 + payload.nbytes / LEAST_RATE / 8
+        return self._bulk(sender, want.part, chunk, payload) if self._may_answer((sender, want), now, pause) else []
+
+    def _may_answer(self, request: tuple[object, ...], now: float, pause: float = ANSWER_PAUSE) -> bool:
+        if now < self._answered.get(request, -1.0) + pause:
+            return False
+        self._answered[request] = now
+        return True
+
+    # What follows
+
+    def advance(self, now: float, expected: frozenset[int]) -> list[Effect]:
+        """Do whatever can be done now.
+
+        Args:
+            now: the time.
+            expected: members of the group that are linked and keep step.
+        """
+        self._now = now
+        if self.outcome is not None:
+            return []
+        effects = self._advertise()
+        for stage in (
+            partial(self._enroll, expected),
+            self._watch,
+            self._get_ready,
+            self._upload,
+            self._acknowledge,
+            self._propose,
+            self._vote,
+            self._reduce,
+            self._repeat,
+        ):
+            effects += stage()
+        self.outcome = self._conclusion()
+        return effects
+
+    @property
+    def _stage(self) -> float:
+        """Seconds that a stage takes at most: what was lost is asked for again some times in it."""
+        return REPEATS * self.patience.seconds
+
+    @property
+    def _transfer(self) -> float:
+        """Seconds in which a whole vector comes or goes at the least rate."""
+        return 8 * self.terms.parameters / LEAST_RATE
+
+    def _is_due(self, name: str) -> bool:
+        return self._now >= self._at.get(name, float("inf"))
+
+    def _set(self, name: str, seconds: float) -> None:
+        """Set a deadline, once."""
+        self._at.setdefault(name, self._now + seconds)
+
+    def _order(self, who: int | tuple[int, object]) -> bytes:
+        """Return the place in the order of leaders: before a session exists by round and attempt, then by session."""
+        place = who[0] if isinstance(who, tuple) else who
+        work = self._work
+        context = work.session if work.members else canonical([self.terms.charter, self.terms.round, work.attempt])
+        return hashlib.sha256(canonical([context, place])).digest()
+
+    # Enroll
+
+    def _advertise(self) -> list[Effect]:
+        work = self._work
+        if self.training_ends is None or self.terms.me in self._statements.signed(Advert, work.attempt):
+            return []
+        seconds = min(max(0.0, self.training_ends - self._now), self.terms.patience)
+        effects = self._state(Advert(self.terms.round, work.attempt, float(seconds)))
+        self._set("repeat", self.patience.seconds)
+        self._set("alone", 2 * self.terms.patience if work.attempt == 0 else 4 * self._stage)
+        return effects
+
+    def _bears_adverts(self) -> bool:
+        return self.terms.bears(len(self._statements.signed(Advert, self._work.attempt)))
+
+    def _enroll(self, expected: frozenset[int]) -> list[Effect]:
+        work = self._work
+        if work.members or self._is_ahead_in_attempts():
+            return []
+        adverts = self._statements.signed(Advert, work.attempt)
+        if self.terms.me not in adverts or len(adverts) <= self.terms.colluders:
+            return []
+        self._set("close", self.terms.patience if work.attempt == 0 else 2 * self._stage)
+        if not (expected <= set(adverts) or self._is_due("close")) or not self._bears_adverts():
+            return []
+        rank = sorted(adverts, key=self._order).index(self.terms.me)
+        self._set("lead", rank * self._stage)
+        self._set("enrolled", (len(adverts) + 1) * self._stage)
+        if self._is_due("enrolled"):
+            return self._try_again()
+        enrolments = self._statements.signed(Enrolment, work.attempt)
+        if not self._is_due("lead") or enrolments:
+            return []
+        members = tuple(sorted(adverts))
+        named = tuple(adverts[member].digest() for member in members)
+        return self._state(Enrolment(self.terms.round, work.attempt, members, named))
+
+    def _is_ahead_in_attempts(self) -> bool:
+        """Go to the attempt that more than the colluders are in; return whether this changed anything."""
+        for attempt in range(MAX_ATTEMPTS - 1, self._work.attempt, -1):
+            if len(self._statements.signed(Advert, attempt)) > self.terms.colluders:
+                self._go_to(attempt)
+                return True
+        return False
+
+    def _go_to(self, attempt: int) -> None:
+        self._work = _Work(attempt=attempt)
+        self._at = {}
+        self._ready_at = None
+
+    def _try_again(self) -> list[Effect]:
+        """Give up this attempt to enroll; nothing of any vector has left."""
+        self.patience = self.patience.in_vain()
+        if self._work.attempt + 1 == MAX_ATTEMPTS:
+            self._at["failed"] = self._now
+            return []
+        self._go_to(self._work.attempt + 1)
+        return self._advertise()
+
+    def _get_ready(self) -> list[Effect]:
+        work = self._work
+        if work.members:
+            return self._await_ready() if work.enrolled and not work.began else []
+        adverts = self._statements.signed(Advert, work.attempt)
+        if self.terms.me not in adverts:
+            return []
+        for _, enrolment in sorted(self._statements.of(Enrolment, work.attempt).items(), key=self._order):
+            known = len(enrolment.members) == len(enrolment.adverts) and all(
+                member in adverts and adverts[member].digest() == named
+                for member, named in zip(enrolment.members, enrolment.adverts, strict=True)
+            )
+            if known and self.terms.me in enrolment.members and self.terms.bears(len(enrolment.members)):
+                work.session, work.members = session_id(self.terms, enrolment), enrolment.members
+                work.enrolled, self._ready_at = True, self._now
+                self._set("ready", 3 * self._stage)
+                return [*self._state(Ready(self.terms.round, work.session)), *self._await_ready()]
+        return []
+
+    def _await_ready(self) -> list[Effect]:
+        work = self._work
+        began = bool(self._statements.signed(Roots, work.session))
+        if set(work.members) <= set(self._statements.signed(Ready, work.session)):
+            work.began = True
+            adverts = self._statements.of(Advert, work.attempt)
+            training = max(min(adverts[member].seconds, self.terms.patience) for member in work.members)
+            self._set("collect", training + 2 * self._stage + self._transfer)
+            return []
+        # Whoever has uploaded has seen everybody's word; it will show it to us.
+        if not began and self._is_ahead_in_attempts():
+            return []
+        if self._is_due("ready") and (not began or self._is_due("began")):
+            return self._try_again()
+        if began:
+            self._set("began", 3 * self._stage)
+        return []
+
+    def _watch(self) -> list[Effect]:
+        """Follow a certified session of the group that this peer is not in, for its average."""
+        work = self._work
+        if work.uploading and self.survivors is None and not self._is_due("certify"):
+            return []
+        for attempt in range(MAX_ATTEMPTS):
+            for enrolment in self._statements.of(Enrolment, attempt).values():
+                session = session_id(self.terms, enrolment)
+                if session == work.session or self.survivors is not None:
+                    continue
+                if self._certified(session, enrolment.members) is not None:
+                    self._work = _Work(attempt, session, enrolment.members, uploading=work.uploading)
+                    self._at = {"repeat": self._now}
+                    self._unsigned = {}
+                    return []
+        return []
+
+    # Upload
+
+    def _upload(self) -> list[Effect]:
+        work = self._work
+        if not work.began or work.uploading or self._vector is None or self._is_due("collect"):
+            return []
+        work.uploading = True
+        vector, members = self._vector, len(work.members)
+        return [Compute("cut", lambda: cut(vector, 1.0, members), vector.nbytes)]
+
+    def _send_upload(self) -> list[Effect]:
+        work = self._work
+        work.uploaded = True
+        roots = tuple(map(digest, self._chunks))
+        effects = self._state(Roots(self.terms.round, work.session, roots))
+        for chunk, aggregator in enumerate(work.members):
+            if aggregator != self.terms.me:
+                effects += self._bulk(aggregator, Part.UPLOAD, chunk, self._chunks[chunk])
+                continue
+            self._uploads[chunk, self.terms.me] = (self._chunks[chunk], roots[chunk])
+            effects += self._bulk(self._holders(chunk)[1], Part.UPLOAD, chunk, self._chunks[chunk])
+        return effects
+
+    def _holders(self, chunk: int) -> tuple[int, int]:
+        return _pair(self._work.members, chunk)
+
+    def _is_mine(self, chunk: int, uploader: int) -> bool:
+        """Return whether this peer is to hold that uploader's chunk."""
+        aggregator, deputy = self._holders(chunk)
+        if aggregator == self.terms.me:
+            return True
+        return deputy == self.terms.me and (uploader == aggregator or self._work.deputizes)
+
+    def _mine(self) -> list[tuple[int, int]]:
+        """Return every (chunk, uploader) this peer is to hold."""
+        members = self._work.members
+        place = members.index(self.terms.me)
+        chunks = (place, (place - 1) % len(members))
+        return [(chunk, who) for chunk in chunks for who in members if self._is_mine(chunk, who)]
+
+    def _is_whole(self, chunk: int, uploader: int) -> bool:
+        """Return whether an upload is here and is what its uploader committed to."""
+        held = self._uploads.get((chunk, uploader))
+        roots = self._statements.of(Roots, self._work.session).get(uploader)
+        if held is None or roots is None or len(roots.digests) != len(self._work.members):
+            return False
+        if roots.digests[chunk] != held[1]:
+            self._suspects.add(uploader)
+            return False
+        return True
+
+    def _is_missing(self, chunk: int, uploader: int) -> bool:
+        """Return whether an upload is lacking for a sum that this peer is to make."""
+        return self.survivors is not None and uploader in self.survivors and (chunk, uploader) not in self._uploads
+
+    # Agree
+
+    def _is_acknowledged(self) -> bool:
+        return self.terms.me in self._statements.signed(Acknowledged, self._work.session)
+
+    def _acknowledge(self) -> list[Effect]:
+        work = self._work
+        if not work.began or self._is_acknowledged():
+            return []
+        missing = {who for chunk, who in self._mine() if not self._is_whole(chunk, who)}
+        if missing and not self._is_due("collect"):
+            return []
+        uploaders = tuple(who for who in work.members if who not in missing)
+        self._set("propose", (1 + sorted(work.members, key=self._order).index(self.terms.me)) * self._stage)
+        self._set("certify", (min(len(work.members), 4) + 3) * self._stage)
+        return self._state(Acknowledged(self.terms.round, work.session, uploaders))
+
+    def _propose(self) -> list[Effect]:
+        work = self._work
+        if not self._is_acknowledged() or self.survivors is not None:
+            return []
+        proposals = self._statements.of(Proposal, work.session)
+        lists = {who: set(each.uploaders) for who, each in self._statements.of(Acknowledged, work.session).items()}
+        first = min(work.members, key=self._order) == self.terms.me and len(lists) == len(work.members)
+        if self.terms.me in proposals or not (first or self._is_due("propose")):
+            return []
+        voted = {vote.survivors for vote in self._statements.of(Vote, work.session).values()}
+        for proposal in proposals.values():
+            if proposal.survivors in voted and self._is_founded(proposal):
+                return self._state(proposal)
+        live, survivors = _largest(lists, work.members, threshold(len(work.members)))
+        if len(survivors) < self.terms.least:
+            return []
+        return self._state(Proposal(self.terms.round, work.session, live, survivors))
+
+    def _is_founded(self, proposal: Proposal) -> bool:
+        """Return whether the acknowledgements say what a proposal does, and enough members sign them."""
+        members = self._work.members
+        lists = {who: set(each.uploaders) for who, each in self._statements.of(Acknowledged, proposal.session).items()}
+        if not set(proposal.live) <= set(lists) & set(members) or len(proposal.live) < threshold(len(members)):
+            return False
+        return proposal.survivors == _shared({who: lists[who] for who in proposal.live}, members)
+
+    def _vote(self) -> list[Effect]:
+        work = self._work
+        if work.voting is not None or not self._is_acknowledged() or self._is_due("certify"):
+            return []
+        for _, proposal in sorted(self._statements.of(Proposal, work.session).items(), key=self._order):
+            enough = len(proposal.survivors) >= self.terms.least
+            if enough and self.terms.me in proposal.live and self._is_founded(proposal):
+                work.voting = proposal.survivors
+                return [Persist("voted", Voted(self.terms.round, work.session, proposal.survivors))]
+        return []
+
+    def _certified(self, session: bytes, members: Sequence[int]) -> tuple[int, ...] | None:
+        if not self.terms.bears(len(members)):
+            return None
+        return certified(self._statements.of(Vote, session), members, self.terms.least)
+
+    # Reduce
+
+    def _reduce(self) -> list[Effect]:
+        work = self._work
+        if not work.members:
+            return []
+        if self.survivors is None:
+            self.survivors = self._certified(work.session, work.members)
+            if self.survivors is None:
+                return []
+            self._at.pop("certify", None)
+            self._set("deputy", 2 * self._stage + self._transfer / 2)
+            self._set("reduce", 8 * self._stage + 2 * self._transfer)
+        for chunk, result in self._statements.of(Result, work.session).items():
+            if chunk in self._unsigned:
+                vector, found = self._unsigned.pop(chunk)
+                if found == result.digest:
+                    self._results.setdefault(chunk, (vector, found))
+        if not work.enrolled:
+            return []
+        place = work.members.index(self.terms.me)
+        effects = self._sum(place)
+        before = (place - 1) % len(work.members)
+        orphaned = self._is_due("deputy") and before not in self._statements.signed(Result, work.session)
+        if orphaned and not work.deputizes:
+            work.deputizes = True
+            self._at["repeat"] = self._now
+            if work.uploaded:
+                self._uploads[before, self.terms.me] = (self._chunks[before], digest(self._chunks[before]))
+        return effects + (self._sum(before) if work.deputizes else [])
+
+    def _sum(self, chunk: int) -> list[Effect]:
+        """Average a chunk, if this peer has not yet and holds all it takes."""
+        survivors = self.survivors or ()
+        signed = chunk in self._statements.of(Result, self._work.session)
+        if signed or chunk in self._work.reducing or not all(self._is_whole(chunk, who) for who in survivors):
+            return []
+        self._work.reducing.add(chunk)
+        parts = [self._uploads[chunk, who][0] for who in survivors]
+
+        def work() -> tuple[Vector, bytes]:
+            result = reduce(parts)
+            return result, digest(result)
+
+        return [Compute(f"reduce/{chunk}", work, sum(part.nbytes for part in parts))]
+
+    def _release(self, chunk: int, vector: Vector, found: bytes) -> list[Effect]:
+        self._results[chunk] = (vector, found)
+        effects = self._state(Result(self.terms.round, self._work.session, chunk, found))
+        for who in self.terms.group:
+            if who != self.terms.me:
+                effects += self._bulk(who, Part.RESULT, chunk, vector)
+        return effects
+
+    # What got lost
+
+    def _repeat(self) -> list[Effect]:
+        """Now and then tell the group what this peer holds, and ask for the chunks it lacks."""
+        if not self._is_due("repeat"):
+            return []
+        self._at["repeat"] = self._now + self.patience.seconds
+        work = self._work
+        held = tuple(self._mask(kind) for kind in _KINDS)
+        have = Have(self.terms.charter, self.terms.round, work.attempt, work.session, held)
+        others = [who for who in self.terms.group if who != self.terms.me]
+        effects: list[Effect] = [Send(self.terms.roster[who], have) for who in others]
+        return effects + [self._want(who, part, chunk) for who, part, chunk in self._lacking()]
+
+    def _mask(self, kind: type[Content]) -> int:
+        key = self._work.attempt if kind in (Advert, Enrolment) else self._work.session
+        held = self._statements.signed(kind, key)
+        return sum(1 << (who if kind is Result else self.terms.group.index(who)) for who in held)
+
+    def _lacking(self) -> Iterable[tuple[int, Part, int]]:
+        """Yield (whom to ask, what) for each chunk that should be here."""
+        work = self._work
+        results = self._statements.signed(Result, work.session)
+        for chunk in results:
+            if chunk not in self._results:
+                # The signer first; when that was in vain, whoever else may have it by now.
+                holders = [results[chunk].signer, *(who for who in work.members if who != self.terms.me)]
+                yield holders[self._turn("ask", len(holders))], Part.RESULT, chunk
+        if work.enrolled and work.began:
+            frozen = self._is_acknowledged()
+            for chunk, who in self._mine():
+                held = (chunk, who) in self._uploads
+                if who != self.terms.me and not held and (not frozen or self._is_missing(chunk, who)):
+                    yield who, Part.UPLOAD, chunk
+
+    def _turn(self, name: str, count: int) -> int:
+        turn = int(self._answered.get((name,), 0.0))
+        self._answered[name,] = float(turn + 1)
+        return turn % count
+
+    # The end
+
+    def _conclusion(self) -> Outcome | None:
+        work = self._work
+        if self.survivors is not None:
+            if len(self._results) == len(work.members):
+                return Outcome.FULL if self.terms.me in self.survivors and work.uploaded else Outcome.LATE
+            return Outcome.PARTIAL if self._is_due("reduce") else None
+        if self._is_due("certify"):
+            return Outcome.VOID if work.uploading else Outcome.SKIP
+        if self._is_due("failed") or (self.is_short and self.may_skip):
+            return Outcome.SKIP
+        return None
+
+    def holds(self, statement: Statement) -> bool:
+        """Return whether this very statement is here."""
+        content = statement.content
+        if isinstance(content, Result):
+            key: bytes | int = content.session
+        else:
+            key = content.attempt if isinstance(content, Advert | Enrolment) else content.session
+        who = content.chunk if isinstance(content, Result) else statement.signer
+        held = self._statements.signed(type(content), key).get(who)
+        return held is not None and held.body == statement.body
+
+    def took_part(self, who: int) -> bool:
+        """Return whether a member gave a sign of taking part in this round."""
+        adverts = (self._statements.signed(Advert, attempt) for attempt in range(MAX_ATTEMPTS))
+        return who in self._work.members or any(who in each for each in adverts)
+
+    def pull(self) -> None:
+        """Ask for what the others hold at the next `advance`, though this peer has no part in it yet."""
+        self._set("repeat", 0.0)
+
+    def retire(self) -> None:
+        """Forget what only the round itself needed; its average and statements can still be asked for."""
+        self._uploads, self._chunks, self._vector, self._unsigned = {}, (), None, {}
+
+    def released(self) -> Vector | None:
+        """Return what `verified_average` reads: the results of all chunks, float32 [parameters + members]."""
+        if self.survivors is None or len(self._results) < len(self._work.members):
+            return None
+        return np.concatenate([self._results[chunk][0] for chunk in range(len(self._work.members))])
+
+    def give_up(self) -> None:
+        """End the round without its average: the others are in a later one."""
+        if self.outcome is None:
+            self.outcome = Outcome.VOID if self._work.uploading else Outcome.SKIP
+
+    # Sending
+
+    def _state(self, content: Content) -> list[Effect]:
+        """Sign a statement, keep it, and tell it to the group."""
+        body = encode_body(content)
+        statement = decode_statement(self.terms.me, body, self._keyring.sign(body))
+        self._statements.add(statement)
+        return [self._tell(who, statement) for who in self.terms.group if who != self.terms.me]
+
+    def _tell(self, who: int, statement: Statement) -> Effect:
+        return Send(self.terms.roster[who], Told(self.terms.charter, self.terms.round, statement))
+
+    def _want(self, who: int, part: Part, chunk: int) -> Effect:
+        return Send(self.terms.roster[who], Want(self.terms.charter, self.terms.round, self._work.session, part, chunk))
+
+    def _bulk(self, who: int, part: Part, chunk: int, payload: Vector) -> list[Effect]:
+        if who == self.terms.me:  # its own deputy, in a group of one
+            return []
+        message = Chunk(self.terms.charter, self.terms.round, self._work.session, part, chunk, payload.nbytes)
+        return [SendBulk((self.terms.roster[who],), message, payload)]
+
+
+def certified(votes: Mapping[int, Vote], members: Sequence[int], least: int) -> tuple[int, ...] | None:
+    """Return the survivors that T of the members signed, if there are such."""
+    counted = Counter(vote.survivors for who, vote in votes.items() if who in members)
+    for survivors, count in counted.items():
+        if count >= threshold(len(members)) and len(survivors) >= least and set(survivors) <= set(members):
+            return survivors
+    return None
+
+
+def _shared(lists: Mapping[int, set[int]], members: Sequence[int]) -> tuple[int, ...]:
+    """Return the survivors that follow from these acknowledgements: whom all of them name.
+
+    Where two aggregators or more are gone, none of them survives: each may hold the only copy of another's chunk.
+    """
+    alone = len(lists) < len(members) - 1
+    return tuple(who for who in members if all(who in each for each in lists.values()) and (who in lists or not alone))
+
+
+def _largest(
+    lists: Mapping[int, set[int]], members: Sequence[int], least: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Choose whose acknowledgements count, at least `least`, so that many survive; return both.
+
+    One aggregator that received little, or says so, would else cost everybody the round; its deputy takes its chunk.
+    """
+    live = [who for who in members if who in lists]
+    survivors = _shared({who: lists[who] for who in live}, members)
+    while len(live) > least:
+        shortest = min(live, key=lambda who: (len(lists[who]), who))
+        fewer = [who for who in live if who != shortest]
+        more = _shared({who: lists[who] for who in fewer}, members)
+        if len(more) <= len(survivors):
+            break
+        live, survivors = fewer, more
+    return tuple(live), survivors
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """The average of some round's session, as its signed statements describe it.
+
+    Attributes:
+        round: the session's.
+        members: who began it.
+        digests: of the result of each chunk.
+    """
+
+    round: Round
+    members: tuple[int, ...]
+    digests: tuple[bytes, ...]
+
+    def length(self, parameters: int) -> int:
+        """Return how many float32 values `Session.released` has."""
+        return parameters + len(self.members)
+
+    def open(self, values: Vector, parameters: int) -> Vector | None:
+        """Return the average, float32 [parameters], from `Session.released`; None if the values are others."""
+        parts, end = [], 0
+        for chunk, expected in enumerate(self.digests):
+            first, last = bounds(parameters, len(self.members), chunk)
+            part = values[end : (end := end + 1 + last - first)]
+            if digest(part) != expected:
+                return None
+            parts.append(part[1:])
+        return np.concatenate(parts)
+
+
+def verified_release(
+    terms: Terms, groups: Sequence[tuple[int, ...]], keyring: Keyring, statements: Sequence[Statement]
+) -> Released:
+    """Check that a session of a round released an average; never take a peer's word for it, nor its model.
+
+    Args:
+        terms: of the round that the enrolment among the statements names; the group in them does not matter.
+        groups: of that round.
+        keyring: checks the signatures.
+        statements: as `Session.proof` gives them.
+
+    Raises:
+        RemoteError: the statements do not prove it.
+    """
+    first = statements[0].content if statements else None
+    if not isinstance(first, Enrolment) or first.round != terms.round:
+        raise Malformed("sent an average without its enrolment")
+    members = first.members
+    if not any(set(members) <= set(group) for group in groups) or not terms.bears(len(members)):
+        raise Malformed("sent an average of members who are no group of its round")
+    session = session_id(terms, first)
+    votes: dict[int, Vote] = {}
+    digests: dict[int, bytes] = {}
+    for statement in statements[1:]:
+        content = statement.content
+        if not isinstance(content, Vote | Result) or content.session != session or statement.signer not in members:
+            raise Malformed("sent an average with a statement that does not belong to it")
+        keyring.verify(statement.signer, statement.body, statement.signature)
+        if isinstance(content, Vote):
+            votes[statement.signer] = content
+        elif content.chunk < len(members) and statement.signer in _pair(members, content.chunk):
+            digests[content.chunk] = content.digest
+    if certified(votes, members, terms.least) is None or len(digests) != len(members):
+        raise Malformed("sent an average that is not certified")
+    return Released(first.round, members, tuple(digests[chunk] for chunk in range(len(members))))
+
+
+def _pair(members: Sequence[int], chunk: int) -> tuple[int, int]:
+    """Return a chunk's aggregator and its deputy."""
+    return members[chunk], members[(chunk + 1) % len(members)]
+
+
+def _as(kind: type[_Content], statement: Statement) -> _Content:
+    content = statement.content
+    if not isinstance(content, kind):
+        raise TypeError(f"a {type(content).__name__} where a {kind.__name__} belongs")
+    return content
