@@ -29,7 +29,11 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PeerStarted:
-    """The first line of a trace: who this is and under what."""
+    """The first line of a trace: who this is and under what.
+
+    Attributes:
+        resumed_at: the round at which a peer that was started again goes on; 0 for a new run.
+    """
 
     name: ClassVar[str] = "started"
     member: str
@@ -38,6 +42,7 @@ class PeerStarted:
     neighbors: tuple[str, ...]
     parameters: int
     examples: int
+    resumed_at: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from p2pfl.core.errors import (
     WrongCharter,
 )
 from p2pfl.core.ids import PeerId, Round, Seconds
+from p2pfl.core.ledger import Resume
 from p2pfl.core.machine import (
     AcceptBulk,
     Adopt,
@@ -142,10 +143,11 @@ class _Neighbor:
 class PeerMachine:
     """The machine of one peer; see the module. Created with the common initial vector."""
 
-    def __init__(self, plan: Plan, initial: Vector) -> None:
+    def __init__(self, plan: Plan, initial: Vector, resume: Resume | None = None) -> None:
         self._plan = plan
-        self._vector = initial
-        self._round = Round(0)
+        self._vector, self._round = initial, Round(0)
+        if resume is not None:
+            self._vector, self._round = resume.checkpoint.base, resume.checkpoint.round
         self._round_began = Seconds(0.0)
         self._heartbeat_due = Seconds(0.0)
         self._state = State.STARTING

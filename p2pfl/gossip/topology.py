@@ -47,6 +47,7 @@ def random_regular(n: int, seed: int) -> nx.Graph:
 
 
 TOPOLOGIES: Mapping[str, Callable[[int, int], nx.Graph]] = {
+    "groups": complete,
     "exponential": exponential,
     "ring": ring,
     "complete": complete,

@@ -13,6 +13,7 @@ import trio
 
 from p2pfl.core.errors import P2pflError, RemoteError
 from p2pfl.core.ids import PeerId, Round, Seconds
+from p2pfl.core.ledger import Record
 from p2pfl.core.machine import (
     AcceptBulk,
     Adopt,
@@ -30,6 +31,8 @@ from p2pfl.core.machine import (
     LinkDown,
     LinkUp,
     Machine,
+    Persist,
+    Persisted,
     Received,
     RefuseBulk,
     Send,
@@ -44,7 +47,7 @@ from p2pfl.core.machine import (
     WorkFailed,
 )
 from p2pfl.core.trace import Event, Refused
-from p2pfl.core.wire import Hello, Message
+from p2pfl.core.wire import Hello, Message, Ping
 from p2pfl.node.links import Links
 from p2pfl.node.transport import Transport
 
@@ -55,8 +58,8 @@ THREAD_BYTES = 1 << 20
 class Worker(Protocol):
     """Local training; called in a worker thread, one call at a time."""
 
-    def train(self, round: Round, vector: Vector) -> tuple[Vector, float, Sequence[Event]]:
-        """Make the local steps of `round` from `vector`; return a fresh vector, the mean loss, and what to report.
+    def train(self, round: Round, vector: Vector, seconds: float) -> tuple[Trained, Sequence[Event]]:
+        """Make the local steps of `round` from `vector`, none beginning after `seconds`; return what to report too.
 
         Raises:
             P2pflError: training failed, in one line.
@@ -70,10 +73,12 @@ class Hooks:
     Attributes:
         emit: writes an event to the trace.
         adopt: takes the peer's model after a round.
+        persist: keeps a record so that it survives a crash; called in a worker thread.
     """
 
     emit: Callable[[Event], None]
     adopt: Callable[[Round, Vector], None]
+    persist: Callable[[Record], None]
 
 
 class Driver:
@@ -102,7 +107,7 @@ class Driver:
         self._timers_changed = trio.Event()
         self._finished = trio.Event()
         self._error: BaseException | None = None
-        self._thread = trio.CapacityLimiter(1)
+        self._thread, self._disk = trio.CapacityLimiter(1), trio.CapacityLimiter(1)
         self._nursery: trio.Nursery
 
     async def run(self, listen: Sequence[str], ready: Callable[[Sequence[str]], None] = lambda _: None) -> None:
@@ -156,6 +161,8 @@ class Driver:
     def _carry_out(self, effect: Effect) -> None:  # noqa: PLR0912 - a case for each effect
         match effect:
             case Send(peer, message):
+                if isinstance(message, Ping):
+                    self._round = message.round
                 self._links.send(peer, message)
             case SendBulk(peers, message, payload):
                 self._round = message.round
@@ -173,10 +180,12 @@ class Driver:
                 self._links.ban(peer, error.reason)
             case DropLink(peer, reason):
                 self._links.drop(peer, reason)
-            case Train(round, vector):
-                self._start(self._train, round, vector)
+            case Train():
+                self._start(self._train, effect)
             case Compute():
                 self._compute(effect)
+            case Persist(key, record):
+                self._start(self._persist, key, record)
             case Emit(event):
                 self._hooks.emit(event)
             case Adopt(round, vector):
@@ -190,12 +199,13 @@ class Driver:
     def _start(self, function: Callable[..., object], *arguments: object) -> None:
         self._nursery.start_soon(function, *arguments)  # type: ignore[arg-type]
 
-    async def _train(self, round: Round, vector: Vector) -> None:
+    async def _train(self, effect: Train) -> None:
         try:
-            trained, loss, events = await trio.to_thread.run_sync(
+            trained, events = await trio.to_thread.run_sync(
                 self._worker.train,
-                round,
-                vector,
+                effect.round,
+                effect.vector,
+                effect.seconds,
                 limiter=self._thread,
                 abandon_on_cancel=True,  # type: ignore[call-arg]  # the stubs are older than trio
             )
@@ -207,13 +217,23 @@ class Driver:
         else:
             for event in events:
                 self._hooks.emit(event)
-            self.feed(Trained(round, trained, loss))
+            self.feed(trained)
 
     def _compute(self, effect: Compute) -> None:
         if effect.size < THREAD_BYTES:
             self._inputs.append(Computed(effect.key, effect.work()))
         else:
             self._start(self._compute_beside, effect)
+
+    async def _persist(self, key: str, record: Record) -> None:
+        try:
+            # Never left behind in the middle: when the peer ends, what it began to write is whole.
+            await trio.to_thread.run_sync(self._hooks.persist, record, limiter=self._disk)
+        except Exception as error:  # noqa: BLE001 - raised by `run`: a peer without memory takes no further step
+            self._error = error
+            self._finished.set()
+        else:
+            self.feed(Persisted(key))
 
     async def _compute_beside(self, effect: Compute) -> None:
         result = await trio.to_thread.run_sync(effect.work, abandon_on_cancel=True)  # type: ignore[call-arg]

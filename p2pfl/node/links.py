@@ -26,7 +26,7 @@ PENALTY = Seconds(60.0)
 """How long a neighbor that broke the protocol is not sought."""
 GRACE = Seconds(1.0)
 """How long the connection to such a neighbor stands after the last thing read from it. A guess: many round trips."""
-MAX_CONTROL, MAX_BULK = 64, 4
+MAX_CONTROL, MAX_BULK = 256, 4
 """Messages queued for a neighbor that reads slowly; the oldest give way: each is worth less than the one after it."""
 FLUSH_TIMEOUT, CLOSE_TIMEOUT = Seconds(5.0), Seconds(2.0)
 """How long a leaving peer waits for what it wrote to be taken. A guess; a neighbor that hangs costs no more."""

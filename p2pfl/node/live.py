@@ -91,6 +91,7 @@ def fold(view: PeerView, entry: Entry) -> PeerView:
             return replace(
                 PeerView(view.name, at=entry.at, bytes_in=entry.bytes_in, bytes_out=entry.bytes_out),
                 neighbors=event.neighbors,
+                rounds=event.resumed_at,
             )
         case StateChanged(state, _):
             return replace(view, state=State(state))

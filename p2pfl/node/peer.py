@@ -1,64 +1,87 @@
 """One running peer: its folder checked, its machine, trainer and transport put together, its model kept at the end."""
 
 import signal
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import BinaryIO
 
 import torch
 import trio
 
-from p2pfl.core.errors import StoreFailed
+from p2pfl.core.charter import Charter
+from p2pfl.core.errors import InvalidConfig, StoreFailed
 from p2pfl.core.ids import PeerId, Round
-from p2pfl.core.machine import Vector
+from p2pfl.core.ledger import Checkpoint, Record, Resume
+from p2pfl.core.machine import Machine, Trained, Vector
 from p2pfl.core.trace import Evaluated, Event, Note, PeerFinished, PeerStarted, Refused
+from p2pfl.crypto.identity import Signer
+from p2pfl.crypto.keyring import Keyring
+from p2pfl.gossip.group_machine import GroupMachine, GroupPlan
 from p2pfl.gossip.peer_machine import PeerMachine, Plan
 from p2pfl.learning.task import make_model, read_data
 from p2pfl.learning.trainer import Trainer
 from p2pfl.learning.vector import assign, flatten, load_model, notes, save_model
+from p2pfl.node.checkpoints import Checkpoints
 from p2pfl.node.driver import Driver, Hooks
 from p2pfl.node.federation import HISTORY_FILE, MODEL_FILE, Federation, Home, open_federation, own_membership
 from p2pfl.node.libp2p.host import ChannelTerms, Libp2pTransport
-from p2pfl.node.store import exclusive
+from p2pfl.node.store import exclusive, read_text, write_atomic
 from p2pfl.node.tracefile import TRACE_FILE, TraceWriter
+
+STATE_FOLDER, FINISHED_FILE = "state", "finished"
+"""In the run folder: what a peer that starts again goes on from; and that there is nothing left to go on with."""
 
 
 class LocalTraining:
-    """The driver's worker: local steps, and before them the common model's evaluation, where its turn has come."""
+    """The driver's worker: local steps, and before them the common model's evaluation, where its turn has come.
+
+    Attributes:
+        state: the trainer's, after its last steps; a checkpoint takes it along.
+    """
 
     def __init__(self, trainer: Trainer, evaluate_every: int) -> None:
+        self.state: bytes | None = None
         self._trainer = trainer
         self._evaluate_every = evaluate_every
 
-    def train(self, round: Round, vector: Vector) -> tuple[Vector, float, Sequence[Event]]:
+    def train(self, round: Round, vector: Vector, seconds: float) -> tuple[Trained, Sequence[Event]]:
         """See `p2pfl.node.driver.Worker`."""
         events = [] if round % self._evaluate_every else [Evaluated(round, self._trainer.evaluate(vector))]
-        trained = self._trainer.train(vector, round)
-        return trained.vector, trained.loss, events
+        trained = self._trainer.train(vector, round, seconds)
+        self.state = self._trainer.state()
+        return Trained(round, trained.vector, trained.loss, trained.steps), events
 
 
 class ModelKeeper:
-    """Keeps the latest adopted model, and copies of every so-manieth one in a file of raw little-endian float32."""
+    """Keeps the latest adopted model, and copies of every so-manieth one in a file of raw little-endian float32.
 
-    def __init__(self, initial: Vector, history: BinaryIO | None, every: int) -> None:
-        self.vector = initial
-        self.rounds = 0
+    A peer that passed rounds without adopting anything had its former model in them, and so says the file.
+    """
+
+    def __init__(self, vector: Vector, rounds: int, history: BinaryIO | None, every: int) -> None:
+        self.vector = vector
+        self.rounds = rounds
         self._history = history
         self._every = every
-        self._keep(0)
+        self._copies = 0 if history is None else history.tell() // vector.nbytes
+        self._keep()
 
     def adopt(self, round: Round, vector: Vector) -> None:
         """Take the model after `round`."""
-        self.vector = vector
-        self.rounds = round + 1
-        self._keep(self.rounds)
+        self.rounds = round
+        self._keep()
+        self.vector, self.rounds = vector, round + 1
+        self._keep()
 
-    def _keep(self, rounds: int) -> None:
-        if self._history is None or rounds % self._every:
+    def _keep(self) -> None:
+        if self._history is None:
             return
         try:
-            self._history.write(self.vector.astype("<f4", copy=False).data)
+            while self._copies * self._every <= self.rounds:
+                self._history.write(self.vector.astype("<f4", copy=False).data)
+                self._copies += 1
             self._history.flush()
         except OSError as error:
             raise StoreFailed(f"{self._history.name}: cannot be written: {error.strerror}; make room") from error
@@ -71,11 +94,11 @@ class Peer:
     home: Home
     federation: Federation
     transport: Libp2pTransport
-    machine: PeerMachine
+    signer: Signer
     trainer: Trainer
     initial: Vector
     started: PeerStarted
-    plan: Plan
+    plan: Plan | GroupPlan
 
     @classmethod
     def prepare(cls, home: Home) -> "Peer":
@@ -84,9 +107,10 @@ class Peer:
         Raises:
             InvalidConfig: something in it is missing or wrong.
         """
-        identity = home.identity()
         federation = open_federation(home.charter_path)
         charter = federation.charter
+        signer = home.signer(charter.security.suite)
+        identity = signer.identity
         member = own_membership(home, charter, identity)
         task = federation.task.task
         data = read_data(task, home.config.data)
@@ -101,19 +125,26 @@ class Peer:
         )
         load_model(federation.model_path, trainer.model)
         initial = flatten(trainer.model)
-        plan = Plan.for_peer(charter, identity.peer_id)
+        plan = plan_of(charter, identity.peer_id)
         started = PeerStarted(
             member=member.name,
             peer=identity.peer_id,
             charter=charter.hash().hex(),
-            neighbors=tuple(plan.names[peer] for peer in plan.weights),
+            neighbors=neighbors_of(plan),
             parameters=trainer.size,
             examples=len(data.train),
         )
         own = charter.security.channel == "suite"
         channel = ChannelTerms(charter.security.suite, charter.hash()) if own else None
         transport = Libp2pTransport(identity.seed(), charter.roster(), channel)
-        return cls(home, federation, transport, PeerMachine(plan, initial), trainer, initial, started, plan)
+        return cls(home, federation, transport, signer, trainer, initial, started, plan)
+
+    def machine(self, resume: Resume | None) -> Machine:
+        """Return the peer's protocol, at its beginning or where a former life of the peer left off."""
+        if isinstance(self.plan, GroupPlan):
+            keyring = Keyring(self.signer, self.federation.charter)
+            return GroupMachine(self.plan, keyring, self.initial, resume)
+        return PeerMachine(self.plan, self.initial, resume)
 
     def run(self) -> None:
         """Run until the federation's last round, or until asked to stop (SIGINT, SIGTERM, SIGHUP).
@@ -124,56 +155,85 @@ class Peer:
         torch.set_num_threads(1)
         run_path = self.home.run_path
         with exclusive(run_path, "a peer runs in this folder already; stop it first"):
+            self._verify_unfinished(run_path / FINISHED_FILE)
+            opened = Checkpoints.open(
+                run_path / STATE_FOLDER, self.plan.charter, PeerId(self.started.peer), self.initial
+            )
             trace = TraceWriter(run_path / TRACE_FILE, lambda: (self.transport.bytes_in, self.transport.bytes_out))
             try:
-                trio.run(self._run, trace)
+                told = list(opened.notes)
+                if opened.trainer is not None:
+                    told += self.trainer.restore(opened.trainer)
+                life = Life(opened.checkpoints, opened.resume, opened.trainer, trace)
+                trio.run(self._run, life, told)
             finally:
                 trace.close()
+                opened.checkpoints.close()
 
-    async def _run(self, trace: TraceWriter) -> None:
-        trace.write(self.started)
-        for text in notes(self.trainer.model):
+    def _verify_unfinished(self, path: Path) -> None:
+        if path.exists() and read_text(path, "what this peer has finished").strip() == self.plan.charter.hex():
+            raise InvalidConfig(
+                f"{path}: this peer has trained to the end under this charter; its model is {MODEL_FILE} beside it. "
+                "Agree on a new charter to train on, or remove this folder to take part anew"
+            )
+
+    async def _run(self, life: "Life", told: Sequence[str]) -> None:
+        trace, standing = life.trace, life.standing(self.initial)
+        trace.write(replace(self.started, resumed_at=standing.round))
+        for text in (*notes(self.trainer.model), *told):
             trace.write(Note(text))
-        every = self.home.config.history_every
-        path = self.home.run_path / HISTORY_FILE
-        path.unlink(missing_ok=True)  # not truncated: somebody may be reading the last run's
-        history = path.open("wb") if every else None
-        keeper = ModelKeeper(self.initial, history, every)
+        model = standing.base if standing.update is None else standing.base + standing.update
         held: list[PeerFinished] = []
+        every = self.home.config.history_every
+        with _history(self.home.run_path / HISTORY_FILE, every, model.nbytes, standing.round) as history:
+            keeper = ModelKeeper(model, standing.round, history, every)
+            idle = await self._live(life, keeper, held)
+        if idle:
+            trace.write(Evaluated(keeper.rounds, self.trainer.evaluate(keeper.vector)))
+        self._save(keeper)
+        if held[-1].outcome == "done":
+            write_atomic(self.home.run_path / FINISHED_FILE, f"{self.plan.charter.hex()}\n".encode())
+        trace.write(held[-1])
+
+    async def _live(self, life: "Life", keeper: ModelKeeper, held: list[PeerFinished]) -> bool:
+        """Run to the end, and put the last word into `held`; return whether the trainer is free."""
+        trace = life.trace
+        names = dict(zip(self.federation.charter.roster(), self._names(), strict=True))
 
         def emit(event: Event) -> None:
             # The last line of a trace is written once the model is on disk: whoever sees it finds the model.
             if isinstance(event, PeerFinished):
                 held.append(event)
             elif isinstance(event, Refused):
-                trace.write(replace(event, who=self.plan.names.get(PeerId(event.who), event.who)))
+                trace.write(replace(event, who=names.get(PeerId(event.who), event.who)))
             else:
                 trace.write(event)
 
+        worker = LocalTraining(self.trainer, self.home.config.evaluate_every)
+        worker.state = life.trainer
+
+        def persist(record: Record) -> None:
+            life.checkpoints.persist(record, worker.state if isinstance(record, Checkpoint) else None)
+
         try:
-            idle = await self._drive(Hooks(emit, keeper.adopt))
+            return await self._drive(self.machine(life.resume), worker, Hooks(emit, keeper.adopt, persist))
         except Exception as error:
             with suppress(StoreFailed):  # told by the error itself
                 failed = PeerFinished("failed", keeper.rounds, agreed=False, reason=str(error))
                 trace.write(held[-1] if held else failed)
             raise
-        finally:
-            if history is not None:
-                history.close()
-        if idle:
-            trace.write(Evaluated(keeper.rounds, self.trainer.evaluate(keeper.vector)))
-        self._save(keeper)
-        trace.write(held[-1])
 
-    async def _drive(self, hooks: Hooks) -> bool:
+    def _names(self) -> list[str]:
+        return sorted(member.name for member in self.federation.charter.members)
+
+    async def _drive(self, machine: Machine, worker: LocalTraining, hooks: Hooks) -> bool:
         """Run to the end; return whether the trainer is free, and not left behind in the middle of local steps."""
         addresses: dict[PeerId, tuple[str, ...]] = {
             PeerId(member.peer_id): member.addresses
             for member in self.federation.charter.members
-            if PeerId(member.peer_id) in self.plan.weights
+            if self._meets(PeerId(member.peer_id))
         }
-        worker = LocalTraining(self.trainer, self.home.config.evaluate_every)
-        driver = Driver(self.machine, self.transport, addresses, self.plan.charter, worker, hooks)
+        driver = Driver(machine, self.transport, addresses, self.plan.charter, worker, hooks)
         failed: Exception | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_stop_on_signal, driver)
@@ -186,11 +246,67 @@ class Peer:
             raise failed
         return not driver.is_training
 
+    def _meets(self, peer: PeerId) -> bool:
+        """Return whether this peer keeps a link to that one."""
+        if isinstance(self.plan, GroupPlan):
+            return peer != self.started.peer
+        return peer in self.plan.weights
+
     def _save(self, keeper: ModelKeeper) -> None:
         model = make_model(self.federation.task.task)
         assign(model, keeper.vector)
         metadata = {"charter": self.plan.charter.hex(), "member": self.started.member, "rounds": str(keeper.rounds)}
         save_model(self.home.run_path / MODEL_FILE, model, metadata)
+
+
+@dataclass(frozen=True)
+class Life:
+    """One life of a peer, from its start to its end or its crash."""
+
+    checkpoints: Checkpoints
+    resume: Resume | None
+    trainer: bytes | None
+    trace: TraceWriter
+
+    def standing(self, initial: Vector) -> Checkpoint:
+        """Return where it begins."""
+        return Checkpoint(Round(0), initial, None) if self.resume is None else self.resume.checkpoint
+
+
+def plan_of(charter: Charter, me: PeerId) -> Plan | GroupPlan:
+    """Return what a peer needs to know of the charter, for its way of averaging.
+
+    Raises:
+        InvalidConfig: the topology does not exist for this many members.
+    """
+    if charter.averaging.topology == "groups":
+        return GroupPlan.for_peer(charter, me)
+    return Plan.for_peer(charter, me)
+
+
+def neighbors_of(plan: Plan | GroupPlan) -> tuple[str, ...]:
+    """Return the names of the members that a peer keeps links to."""
+    if isinstance(plan, GroupPlan):
+        return tuple(name for place, name in enumerate(plan.names) if place != plan.me)
+    return tuple(plan.names[peer] for peer in plan.weights)
+
+
+@contextmanager
+def _history(path: Path, every: int, size: int, rounds: int) -> Iterator[BinaryIO | None]:
+    """Open the file of copies, with those of the rounds before these in it."""
+    if not every:
+        yield None
+        return
+    kept = -(-rounds // every) if path.exists() else 0
+    if kept and path.stat().st_size >= kept * size:
+        with path.open("r+b") as file:
+            file.truncate(kept * size)
+            file.seek(0, 2)
+            yield file
+        return
+    path.unlink(missing_ok=True)  # not truncated: somebody may be reading the last run's
+    with path.open("wb") as file:
+        yield file
 
 
 async def _stop_on_signal(driver: Driver) -> None:

@@ -94,7 +94,11 @@ class PeerRun:
 
     def traffic(self) -> tuple[int, int]:
         """Return the bytes it received and sent."""
-        return (self.entries[-1].bytes_in, self.entries[-1].bytes_out) if self.entries else (0, 0)
+        # Each life of a peer counts from nothing, and its last entry has the most.
+        starts = [number for number, entry in enumerate(self.entries) if isinstance(entry.event, PeerStarted)]
+        ends = [number - 1 for number in starts[1:]] + [len(self.entries) - 1]
+        last = [self.entries[number] for number in ends if number >= 0]
+        return sum(entry.bytes_in for entry in last), sum(entry.bytes_out for entry in last)
 
 
 @dataclass(frozen=True)
@@ -179,14 +183,18 @@ def _read_peer(home: Home, federation: Federation) -> PeerRun:
 
 
 def _read_entries(path: Path, charter: Charter) -> tuple[Entry, ...]:
-    """Read a trace from its last start on: a folder may have seen several runs."""
+    """Read a trace from its last new start on: a folder may have seen several runs, and a peer several lives in one."""
     if not path.exists():
         return ()
     try:
         entries = read_trace(path)
     except (Malformed, UnicodeDecodeError) as error:
         raise InvalidConfig(f"{path}: {error}; remove that line") from error
-    starts = [number for number, entry in enumerate(entries) if isinstance(entry.event, PeerStarted)]
+    starts = [
+        number
+        for number, entry in enumerate(entries)
+        if isinstance(entry.event, PeerStarted) and not entry.event.resumed_at
+    ]
     entries = entries[starts[-1] :] if starts else entries
     for entry in entries:
         if isinstance(entry.event, PeerStarted) and entry.event.charter != charter.hash().hex():
@@ -202,8 +210,9 @@ def outcome_of(entries: tuple[Entry, ...]) -> Outcome:
     if not entries:
         return Outcome("missing", 0)
     rounds = max((entry.event.round + 1 for entry in entries if isinstance(entry.event, RoundEnded)), default=0)
-    end = next((entry.event for entry in reversed(entries) if isinstance(entry.event, PeerFinished)), None)
-    if end is None:
+    ends = (entry.event for entry in reversed(entries) if isinstance(entry.event, PeerFinished | PeerStarted))
+    end = next(ends, None)
+    if not isinstance(end, PeerFinished):
         return Outcome("killed", rounds)
     return Outcome(end.outcome, rounds, end.agreed, end.reason)
 

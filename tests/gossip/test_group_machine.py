@@ -280,4 +280,3 @@ def test_a_peer_with_a_checkpoint_of_a_later_round_waits_for_the_others() -> Non
     pump.run()
     assert pump.nodes[0].rounds[0].round == 2
     assert pump.nodes[0].rounds[-1].outcome == Outcome.FULL
-

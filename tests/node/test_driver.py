@@ -8,7 +8,8 @@ import trio
 
 from p2pfl.core.errors import P2pflError, RoundFailed, StoreFailed, StreamReset
 from p2pfl.core.ids import PeerId, Round
-from p2pfl.core.machine import Vector
+from p2pfl.core.ledger import Record
+from p2pfl.core.machine import Trained, Vector
 from p2pfl.core.trace import Event, LinkChanged, PeerFinished, Refused, RoundEnded
 from p2pfl.core.wire import Hello, encode_header
 from p2pfl.gossip.mixing import metropolis_hastings
@@ -22,11 +23,15 @@ SIZE = 300_000
 """Above `THREAD_BYTES`, so that averages run in worker threads, and above one write."""
 
 
+def nowhere(record: Record) -> None:
+    """Keep nothing: what is tested here does not start again."""
+
+
 class AddOne:
     """Local training that anyone can predict."""
 
-    def train(self, round: Round, vector: Vector) -> tuple[Vector, float, Sequence[Event]]:
-        return vector + np.float32(1), 0.25, ()
+    def train(self, round: Round, vector: Vector, seconds: float) -> tuple[Trained, Sequence[Event]]:
+        return Trained(round, vector + np.float32(1), 0.25), ()
 
 
 class Running:
@@ -44,7 +49,7 @@ class Running:
 
     def driver(self, peer: PeerId, worker: object, charter: bytes | None = None) -> Driver:
         plan = Plan.for_peer(self.charter, peer)
-        hooks = Hooks(self.events[peer].append, lambda round, vector: self.adopted[peer].append(vector))
+        hooks = Hooks(self.events[peer].append, lambda round, vector: self.adopted[peer].append(vector), nowhere)
         return Driver(
             PeerMachine(plan, self.initial[peer]),
             MemoryTransport(self.network, peer),
@@ -88,10 +93,10 @@ class AddOneAnd(AddOne):
     def __init__(self, round: int, then: Callable[[], Awaitable[None]]) -> None:
         self.round, self.then = round, then
 
-    def train(self, round: Round, vector: Vector) -> tuple[Vector, float, Sequence[Event]]:
+    def train(self, round: Round, vector: Vector, seconds: float) -> tuple[Trained, Sequence[Event]]:
         if round == self.round:
             trio.from_thread.run(self.then)
-        return super().train(round, vector)
+        return super().train(round, vector, seconds)
 
 
 def test_a_cut_link_comes_back_and_the_rounds_go_on() -> None:
@@ -126,7 +131,7 @@ def test_a_peer_under_another_charter_is_refused_and_the_rest_go_on() -> None:
         dict.fromkeys(plan.weights, ("memory",)),
         bytes(32),
         AddOne(),
-        Hooks(running.events[stray].append, lambda round, vector: None),
+        Hooks(running.events[stray].append, lambda round, vector: None, nowhere),
     )
     run_trio(running.run)
     assert set(running.errors) == {stray}
@@ -179,7 +184,7 @@ def test_a_neighbor_that_sends_garbage_is_dropped_and_the_rest_go_on(kind: LaneK
 
 def test_training_that_fails_ends_the_run_with_its_reason() -> None:
     class Diverging:
-        def train(self, round: Round, vector: Vector) -> tuple[Vector, float, Sequence[Event]]:
+        def train(self, round: Round, vector: Vector, seconds: float) -> tuple[Trained, Sequence[Event]]:
             raise RoundFailed("training diverged in round 0: the loss is nan")
 
     running = Running(n=2, size=8, rounds=3)

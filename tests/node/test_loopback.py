@@ -16,7 +16,7 @@ from p2pfl.node.driver import Driver, Hooks
 from p2pfl.node.launcher import free_ports
 from p2pfl.node.libp2p.host import ChannelTerms, Libp2pTransport
 from tests.memory import run_trio
-from tests.node.test_driver import AddOne
+from tests.node.test_driver import AddOne, nowhere
 from tests.pump import charter_for, identities
 
 pytestmark = pytest.mark.slow
@@ -44,7 +44,7 @@ class Loopback:
     async def run_one(self, peer: PeerId) -> None:
         plan = Plan.for_peer(self.charter, peer)
         plan = Plan(**{**plan.__dict__, "charter": self.charters[peer]})
-        hooks = Hooks(self.events[peer].append, lambda round, vector: self.adopted[peer].append(vector))
+        hooks = Hooks(self.events[peer].append, lambda round, vector: self.adopted[peer].append(vector), nowhere)
         channel = ChannelTerms(self.suites[peer], self.charters[peer])
         self.transports[peer] = Libp2pTransport(self.seeds[peer], self.roster, channel)
         addresses: dict[PeerId, Sequence[str]] = {other: self.addresses[other] for other in plan.weights}
