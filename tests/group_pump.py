@@ -42,7 +42,7 @@ from p2pfl.core.machine import (
     Vector,
 )
 from p2pfl.core.trace import Event, RoundEnded
-from p2pfl.core.wire import Message, decode_header, encode_header
+from p2pfl.core.wire import Hello, Message, decode_header, encode_header
 from p2pfl.gossip.group_machine import GroupMachine, GroupPlan
 from tests.pump import charter_for
 
@@ -124,7 +124,9 @@ class GroupPump:
 
     def join(self, left: int, right: int) -> None:
         self.links.add(frozenset((left, right)))
-        self.queue += [(left, LinkUp(self.roster[right])), (right, LinkUp(self.roster[left]))]
+        for one, other in ((left, right), (right, left)):
+            hello = Hello(self.charter.hash(), self.nodes[other].machine.round)
+            self.queue += [(one, Received(self.roster[other], hello)), (one, LinkUp(self.roster[other]))]
 
     def part(self, left: int, right: int, reason: str = "cut") -> None:
         if frozenset((left, right)) in self.links:

@@ -336,7 +336,7 @@ class GroupMachine:
                 case Want():
                     return self._on_want(place, message, now)
                 case Proof():
-                    self._on_proof(place, message, now)
+                    return self._on_proof(place, message, now)
         except RemoteError as error:
             return self._drop(peer, replace_peer(error, peer))
         return []
@@ -380,19 +380,19 @@ class GroupMachine:
         if want.part is not Part.AVERAGE:
             session = self._session_of(want.round)
             return [] if session is None else session.answer_want(place, want, now)
-        released = [round for round, past in self._past.items() if past.released() is not None]
-        newest = max(released, default=Round(-1))
-        if newest < want.round or not self._spend(place, now, BURST / 8):
-            return []
-        session = self._past[newest]
-        values = session.released()
-        if values is None:
-            return []
         peer, charter = self._plan.roster[place], self._plan.charter
-        return [
-            Send(peer, Proof(charter, newest, session.proof())),
-            SendBulk((peer,), Chunk(charter, newest, session.id, Part.AVERAGE, 0, values.nbytes), values),
-        ]
+        if want.session == NO_SESSION:
+            released = [round for round, past in self._past.items() if past.released() is not None]
+            newest = max(released, default=Round(-1))
+            if newest < want.round or not self._spend(place, now, BURST / 8):
+                return []
+            return [Send(peer, Proof(charter, newest, self._past[newest].proof()))]
+        past = self._past.get(want.round)
+        values = None if past is None or past.id != want.session else past.released()
+        if values is None or not self._spend(place, now, BURST / 4):
+            return []
+        message = Chunk(charter, want.round, want.session, Part.AVERAGE, 0, values.nbytes)
+        return [SendBulk((peer,), message, values)]
 
     def _spend(self, place: int, now: Seconds, cost: float = 1.0) -> bool:
         return self._members.may_send(place, cost, now, RATE, BURST)
@@ -413,7 +413,7 @@ class GroupMachine:
     def _refusal(self, place: int, chunk: Chunk) -> str | None:
         if chunk.part is Part.AVERAGE:
             released = self._sync.get(place)
-            if self._state is not State.SYNCING or released is None or released.round != chunk.round:
+            if self._state is not State.SYNCING or released is None or released.session != chunk.session:
                 return "an average that nobody asked for"
             if chunk.length != 4 * released.length(self._plan.parameters):
                 raise Malformed("offered an average of another length than the proof's")
@@ -528,8 +528,7 @@ class GroupMachine:
         others = [place for place, _ in self._members.items()]
         session.may_skip = self._members.claiming(others, self._round) >= self._plan.least - 1
         effects: list[Effect] = []
-        deserted = self._round >= self._plan.rounds and self._is_alone() and len(self._plan.roster) > 1
-        if not session.spent and (deserted or len(session.terms.group) < self._plan.least):
+        if not session.spent and (self._is_deserted() or len(session.terms.group) < self._plan.least):
             session.give_up()
         if self._advert_at is not None and now >= self._advert_at and session.training_ends is None:
             session.training_ends = self._round_began + self._plan.window
@@ -542,7 +541,7 @@ class GroupMachine:
 
     def _give_up_if_behind(self, session: Session, now: Seconds) -> None:
         """Leave a round that the others are through with; first give them time to tell how it ended."""
-        if session.outcome is not None or session.survivors is not None:
+        if session.outcome is not None or (session.survivors is not None and session.is_member):
             return
         group = self._members.claiming(session.terms.group, Round(self._round + 1)) > self._plan.colluders
         if not group and self._members.front(self._plan.colluders) < self._round + 2:
@@ -613,7 +612,7 @@ class GroupMachine:
             everybody = len(record.heard) + 1 == len(self._plan.roster)
             self._agreed = record.outcome == Outcome.FULL and everybody
             together = record.outcome in (Outcome.FULL, Outcome.LATE) and len(self._plan.groups(ended)) == 1
-            over = self._stop_asked or self._tries >= self._plan.settle_rounds or self._is_alone()
+            over = self._stop_asked or self._tries >= self._plan.settle_rounds or self._is_deserted()
             if not together and not self._stop_asked and self._have_others_left():
                 return effects + self._begin_sync(now, last=True)
             if together or over:
@@ -625,6 +624,13 @@ class GroupMachine:
     def _have_others_left(self) -> bool:
         left = sum(known.linked and known.left_after is not None for _, known in self._members.items())
         return left > self._plan.colluders
+
+    def _is_deserted(self) -> bool:
+        """Return whether others have ended the run, and too few are left to bring models together."""
+        members = [known for _, known in self._members.items()]
+        here = sum(known.linked and known.left_after is None for known in members)
+        over = any(known.left_after is not None for known in members) or (self._is_alone() and bool(members))
+        return self._round >= self._plan.rounds and over and 1 + here < self._plan.least
 
     def _is_alone(self) -> bool:
         return all(not known.linked or known.left_after is not None for _, known in self._members.items())
@@ -658,13 +664,18 @@ class GroupMachine:
         """Return the first round whose average would be newer than what this peer has."""
         return Round(self._synced + 1)
 
-    def _on_proof(self, place: int, proof: Proof, now: Seconds) -> None:
+    def _on_proof(self, place: int, proof: Proof, now: Seconds) -> list[Effect]:
+        """Check a proof; ask its sender for the average, unless it is asked for already."""
         if self._state is not State.SYNCING or place not in self._sync or not self._spend(place, now, BURST / 8):
-            return
+            return []
         terms = replace(self._plan.terms(proof.round), round=proof.round)
         released = verified_release(terms, self._plan.groups(proof.round), self._keyring, proof.statements)
-        if released.round >= self._newest_base():
-            self._sync[place] = released
+        others = [each.round for each in self._sync.values() if each is not None]
+        if released.round < max([self._newest_base(), *(number + 1 for number in others)]):
+            return []
+        self._sync[place] = released
+        want = Want(self._plan.charter, released.round, released.session, Part.AVERAGE, 0)
+        return [Send(self._plan.roster[place], want)]
 
     def _on_synced(self, key: str, result: object) -> list[Effect]:
         place, number = map(int, key.split("/"))

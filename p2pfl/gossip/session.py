@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -183,13 +183,14 @@ class Statements:
 
     def __init__(self) -> None:
         self._held: dict[tuple[int, bytes | int], dict[int, Statement]] = {}
+        self._said: dict[tuple[int, bytes | int], dict[int, Any]] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self._held.values()))
 
-    def of(self, kind: type[_Content], key: bytes | int) -> dict[int, _Content]:
+    def of(self, kind: type[_Content], key: bytes | int) -> Mapping[int, _Content]:
         """Return what is held of a kind, in this attempt or session, by signer (by chunk for results)."""
-        return {who: each.content for who, each in self._held.get((kind.kind, key), {}).items()}  # type: ignore[misc]
+        return self._said.get((kind.kind, key), {})
 
     def signed(self, kind: type[Content], key: bytes | int) -> Mapping[int, Statement]:
         """Return the same with signatures."""
@@ -204,6 +205,7 @@ class Statements:
         if who in held or self._is_full(content, who):
             return False
         held[who] = statement
+        self._said.setdefault((content.kind, key), {})[who] = content
         return True
 
     def contradicts(self, statement: Statement) -> bool:
@@ -269,6 +271,10 @@ class Session:
         self._answered: dict[tuple[object, ...], float] = {}
         self._ready_at: float | None = None
         self._suspects: set[int] = set()
+        self._orders: dict[tuple[bytes | int, int], bytes] = {}
+        self._ids: dict[Enrolment, bytes] = {}
+        self._seen: tuple[object, ...] | None = None
+        """What `advance` last looked at beside its own memory; None if that has changed since."""
 
     # What others may ask about
 
@@ -276,6 +282,11 @@ class Session:
     def id(self) -> bytes:
         """The session this peer takes part in or watches; zeros for none."""
         return self._work.session
+
+    @property
+    def is_member(self) -> bool:
+        """Whether this peer is one of the session's members, and does not only watch it."""
+        return self._work.enrolled
 
     @property
     def attempt(self) -> int:
@@ -368,10 +379,11 @@ class Session:
 
     def trained(self, vector: Vector, now: float) -> None:
         """Take this peer's vector of the round, float32 [parameters]."""
-        self._vector, self.training_ends = vector, now
+        self._vector, self.training_ends, self._seen = vector, now, None
 
     def computed(self, key: str, result: object) -> list[Effect]:
         """Take the answer to a `Compute`."""
+        self._seen = None
         what, *numbers = key.split("/")
         if what == "cut" and isinstance(result, tuple):
             self._chunks = result
@@ -395,6 +407,7 @@ class Session:
 
     def persisted(self, key: str) -> list[Effect]:
         """Take the word that a record is safe: now what it says may happen."""
+        self._seen = None
         if key == "uploading":
             return self._send_upload()
         if key == "voted" and self._work.voting is not None:
@@ -421,6 +434,8 @@ class Session:
             return False
         self._keyring.verify(signer, statement.body, statement.signature)
         added = self._statements.add(statement)
+        if added:
+            self._seen = None
         if added and isinstance(content, Ready) and self._ready_at is not None:
             self.patience = self.patience.after(now - self._ready_at)
         return added
@@ -523,9 +538,11 @@ class Session:
             now: the time.
             expected: members of the group that are linked and keep step.
         """
-        self._now = now
-        if self.outcome is not None:
+        due, self._now = self.wakes_at, now
+        seen = (expected, self.may_skip, self.training_ends)
+        if self.outcome is not None or (seen == self._seen and (due is None or now < due)):
             return []
+        work = self._work
         effects = self._advertise()
         for stage in (
             partial(self._enroll, expected),
@@ -540,6 +557,10 @@ class Session:
         ):
             effects += stage()
         self.outcome = self._conclusion()
+        self._seen = seen
+        if self._work is not work:  # another attempt, or another session: what is held may do for its first steps
+            self._seen = None
+            effects += self.advance(now, expected)
         return effects
 
     @property
@@ -563,8 +584,11 @@ class Session:
         """Return the place in the order of leaders: before a session exists by round and attempt, then by session."""
         place = who[0] if isinstance(who, tuple) else who
         work = self._work
-        context = work.session if work.members else canonical([self.terms.charter, self.terms.round, work.attempt])
-        return hashlib.sha256(canonical([context, place])).digest()
+        context = work.session if work.members else work.attempt
+        if (context, place) not in self._orders:
+            values: list[Value] = [self.terms.charter, self.terms.round, context, place]
+            self._orders[context, place] = hashlib.sha256(canonical(values)).digest()
+        return self._orders[context, place]
 
     # Enroll
 
@@ -638,11 +662,16 @@ class Session:
                 for member, named in zip(enrolment.members, enrolment.adverts, strict=True)
             )
             if known and self.terms.me in enrolment.members and self.terms.bears(len(enrolment.members)):
-                work.session, work.members = session_id(self.terms, enrolment), enrolment.members
+                work.session, work.members = self._id_of(enrolment), enrolment.members
                 work.enrolled, self._ready_at = True, self._now
                 self._set("ready", 3 * self._stage)
                 return [*self._state(Ready(self.terms.round, work.session)), *self._await_ready()]
         return []
+
+    def _id_of(self, enrolment: Enrolment) -> bytes:
+        if enrolment not in self._ids:
+            self._ids[enrolment] = session_id(self.terms, enrolment)
+        return self._ids[enrolment]
 
     def _await_ready(self) -> list[Effect]:
         work = self._work
@@ -669,7 +698,7 @@ class Session:
             return []
         for attempt in range(MAX_ATTEMPTS):
             for enrolment in self._statements.of(Enrolment, attempt).values():
-                session = session_id(self.terms, enrolment)
+                session = self._id_of(enrolment)
                 if session == work.session or self.survivors is not None:
                     continue
                 if self._certified(session, enrolment.members) is not None:
@@ -920,6 +949,7 @@ class Session:
     def pull(self) -> None:
         """Ask for what the others hold at the next `advance`, though this peer has no part in it yet."""
         self._set("repeat", 0.0)
+        self._seen = None
 
     def retire(self) -> None:
         """Forget what only the round itself needed; its average and statements can still be asked for."""
@@ -1001,11 +1031,13 @@ class Released:
 
     Attributes:
         round: the session's.
+        session: its 32 bytes.
         members: who began it.
         digests: of the result of each chunk.
     """
 
     round: Round
+    session: bytes
     members: tuple[int, ...]
     digests: tuple[bytes, ...]
 
@@ -1059,7 +1091,7 @@ def verified_release(
             digests[content.chunk] = content.digest
     if certified(votes, members, terms.least) is None or len(digests) != len(members):
         raise Malformed("sent an average that is not certified")
-    return Released(first.round, members, tuple(digests[chunk] for chunk in range(len(members))))
+    return Released(first.round, session, members, tuple(digests[chunk] for chunk in range(len(members))))
 
 
 def _pair(members: Sequence[int], chunk: int) -> tuple[int, int]:
