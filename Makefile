@@ -2,6 +2,7 @@
 # make test   everything that is checked before a change lands
 # make check  the fast part of that: format, lint, types, imports
 # make fuzz   feed the decoders of what strangers send with nonsense, until stopped or for FUZZ_SECONDS
+# make soak   run the simulated network under drawn faults, until stopped or for SOAK_SECONDS; keep what fails
 # make bench  the benchmarks
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ STAMP := $(VENV)/.installed
 export PIP_EXTRA_INDEX_URL
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test check fuzz bench venv clean interop-packages
+.PHONY: demo test check fuzz soak bench venv clean interop-packages
 .DEFAULT_GOAL := demo
 
 venv: $(STAMP)
@@ -46,6 +47,9 @@ interop-packages:
 
 fuzz: venv
 	$(BIN)/python tests/fuzz.py --seconds $(or $(FUZZ_SECONDS),0)
+
+soak: venv
+	$(BIN)/python -m p2pfl.simulation.soak --seconds $(or $(SOAK_SECONDS),0)
 
 bench: venv
 	$(BIN)/python benchmarks/round.py

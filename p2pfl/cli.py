@@ -235,12 +235,18 @@ def peer(config: ConfigFile = Path("peer.toml")) -> None:
 @app.command(epilog="Next: p2pfl evaluate and p2pfl export with its folder, or your own task: docs/own-task.md.")
 def demo(
     peers: Annotated[int, typer.Option(help="How many peers, each a process of its own.")] = 8,
-    topology: Annotated[str, typer.Option(help="exponential, ring, complete or random-regular.")] = "exponential",
+    topology: Annotated[
+        str, typer.Option(help="groups, drawn anew each round; or exponential, ring, complete, random-regular.")
+    ] = "groups",
+    group_size: Annotated[int, typer.Option(help="Members wanted in a group.")] = 4,
     rounds: Annotated[int, typer.Option(help="Rounds of local training and averaging.")] = 60,
     task: Annotated[str, typer.Option(help="digits, breast-cancer, or file.py:ClassName.")] = "digits",
     alpha: Annotated[float, typer.Option(help="How alike the peers' data is: Dirichlet; smaller is less alike.")] = 0.5,
     seed: Annotated[int, typer.Option(help="Draws the shares of data, the initial model and all orders.")] = 0,
     suite: Annotated[str, typer.Option(help="The channels' cipher suite: aes, sm4 or gm.")] = "aes",
+    chaos: Annotated[
+        bool, typer.Option("--chaos", help="Kill, freeze and cut off peers meanwhile, and see them come back.")
+    ] = False,
     run: Annotated[Path | None, typer.Option(help="The run's folder; by default a new one in runs/.")] = None,
 ) -> None:
     """Let a federation of real peers train on this machine, and see what it gained."""
@@ -256,11 +262,13 @@ def demo(
             numbered,
             peers=peers,
             topology=topology,
+            group_size=group_size,
             rounds=rounds,
             task=task,
             alpha=alpha,
             seed=seed,
             suite=suite,
+            chaos=chaos,
         )
 
 
@@ -276,7 +284,7 @@ def _demo(path: Path, numbered: bool, **settings: Any) -> None:
     path = federation.path
     console = Console(highlight=False)
     with LiveView([home.config.name for home in federation.homes], chosen.rounds, console, str(path)) as view:
-        failures = run_demo(federation, view, debug=_debug)
+        failures = run_demo(federation, view, debug=_debug, chaos=chosen.chaos)
     console.print(make_report(path))
     killed = {name: failure for name, failure in failures.items() if failure.killed}
     if killed:
@@ -375,6 +383,41 @@ def export(
     _say(f"{output}: the model of {chosen}" + (", within the charter's tolerance of all others" if agreed else ""))
     if not agreed:
         _say("the peers did not average down to the charter's tolerance: other members' models differ from this one")
+
+
+@app.command(epilog="Next: p2pfl replay ... --peer m3 --round 1, to see one peer's part in one round.")
+def replay(
+    trace: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A trace (p2pfl replay --save, or a peer's run/trace.jsonl), or a case that make soak kept."
+        ),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Run the simulated network under this seed, and tell that.")] = None,
+    mix: Annotated[str, typer.Option(help="With --seed, what goes wrong: none, standard or hostile.")] = "standard",
+    peer: Annotated[str | None, typer.Option(help="Only what this peer sees and does: m0, m1, ...")] = None,
+    round_: Annotated[int | None, typer.Option("--round", help="Only what names this round.")] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Timers, computations and signs of life, too.")] = False,
+    save: Annotated[Path | None, typer.Option(help="Write the trace to this file, and say only how it ended.")] = None,
+) -> None:
+    """Tell a trace of the simulated network in words: when, who, what came in, and what followed.
+
+    A run follows from its seed alone, so --seed 7 tells the same each time. Exit code 1 if an invariant was violated.
+    """
+    from p2pfl.core.errors import RoundFailed
+    from p2pfl.simulation.replay import load, run_mix, tell
+
+    if (trace is None) == (seed is None):
+        raise InvalidConfig("replay takes a file or --seed; see p2pfl replay --help")
+    lines, reason = load(trace) if trace is not None else run_mix(seed or 0, mix)
+    if save is not None:
+        save.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        _say(f"{save}: {len(lines)} lines")
+    else:
+        for line in tell(lines, peer, round_, everything=all_):
+            _say(line)
+    if reason:
+        raise RoundFailed(f"an invariant was violated: {reason}")
 
 
 _debug = False

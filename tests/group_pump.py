@@ -4,6 +4,7 @@ import hashlib
 import heapq
 import hmac
 import itertools
+import random
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -43,7 +44,9 @@ from p2pfl.core.machine import (
 )
 from p2pfl.core.trace import Event, RoundEnded
 from p2pfl.core.wire import Hello, Message, decode_header, encode_header
+from p2pfl.crypto.suite import suite
 from p2pfl.gossip.group_machine import GroupMachine, GroupPlan
+from p2pfl.gossip.secure_sum import MaskTerms
 from tests.pump import charter_for
 
 
@@ -91,6 +94,8 @@ class Node:
 class GroupPump:
     """Everything arrives at once; time passes only when nothing is under way. Training takes a second."""
 
+    masked = False
+
     def __init__(self, members: int, parameters: int = 10, **charter: object) -> None:
         size = int(charter.pop("group_size", 4))  # type: ignore[call-overload]
         colluders = int(charter.pop("colluders", 1))  # type: ignore[call-overload]
@@ -98,19 +103,22 @@ class GroupPump:
         averaging = made.averaging.model_copy(update={"group_size": size, "colluders": colluders})
         self.charter = made.model_copy(update={"averaging": averaging})
         self.roster = self.charter.roster()
+        self.numbers = itertools.count()
         self.initial = np.zeros(parameters, np.float32)
         self.now = Seconds(0.0)
         self.queue: deque[tuple[int, Input]] = deque()
         self.links: set[frozenset[int]] = set()
         self.drop: Drop = lambda sender, receiver, message: False
         self.slow: set[int] = set()
-        self.numbers = itertools.count()
         self.later: list[tuple[float, int, int, Node, Input]] = []
         self.nodes = {place: Node(self.build(place, None)) for place in range(members)}
 
     def build(self, place: int, known: Resume | None) -> GroupMachine:
         plan = GroupPlan.for_peer(self.charter, self.roster[place])
-        return GroupMachine(plan, FastKeyring(place), self.initial, known)
+        # No two lives of a member may draw the same.
+        draw = random.Random(f"{place}/{next(self.numbers)}")
+        masks = MaskTerms(suite("aes"), 32, 2.0**16, draw.randbytes) if self.masked else None
+        return GroupMachine(plan, FastKeyring(place), self.initial, known, masks)
 
     def step(self, place: int, round: Round, vector: Vector) -> Vector:
         return vector + np.float32(place + 1) * np.arange(1, len(vector) + 1, dtype=np.float32)

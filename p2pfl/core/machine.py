@@ -23,6 +23,7 @@ from p2pfl.core.trace import Event
 from p2pfl.core.wire import Message
 
 Vector = NDArray[np.float32]
+Payload = NDArray[np.float32] | NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +152,7 @@ class SendBulk:
 
     peers: tuple[PeerId, ...]
     message: Message
-    payload: Vector
+    payload: Payload
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +196,20 @@ class DropLink:
 
     peer: PeerId
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Seek:
+    """Keep up a link to `peer`, a member that none was kept up to."""
+
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class Forsake:
+    """Close the link to `peer`, if any, and keep none up any more; should the peer seek one, it is there."""
+
+    peer: PeerId
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +281,8 @@ Effect = (
     | CancelTimer
     | Disconnect
     | DropLink
+    | Seek
+    | Forsake
     | Train
     | Compute
     | Persist

@@ -24,7 +24,10 @@ MAX_MEMBERS = 1024
 MAX_GROUP = 64
 """The largest group: the list of its members' digests stays far below a message's bound."""
 MAX_ATTEMPTS = 3
-MAX_BODY_BYTES = 4096
+MAX_BODY_BYTES = 20 * 1024
+"""A deal among 64 members has 17 kB."""
+MAX_KEYS_BYTES = 256
+MAX_SEALED_BYTES = 256
 MAX_SIGNATURE_BYTES = 256
 DIGEST_BYTES = 32
 MAX_ROUND = 2**48
@@ -38,12 +41,14 @@ class Advert:
     Attributes:
         attempt: 0, or more after an attempt to enroll that did not get everybody's word.
         seconds: until the signer expects to have trained.
+        keys: under masks, the signer's public keys of this attempt and what it commits to; see `gossip.secure_sum`.
     """
 
     kind: ClassVar[int] = 1
     round: Round
     attempt: int
     seconds: float
+    keys: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +69,16 @@ class Enrolment:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """I begin this session; once all members have said so, I upload."""
+    """I begin this session; once all members have said so, I upload.
+
+    Attributes:
+        deals: SHA-256 over all members' deals, in their order, so that all have the same; zeros without masks.
+    """
 
     kind: ClassVar[int] = 3
     round: Round
     session: bytes
+    deals: bytes = bytes(32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +138,64 @@ class Result:
     digest: bytes
 
 
-Content = Advert | Enrolment | Ready | Roots | Acknowledged | Proposal | Vote | Result
-_KINDS: dict[int, type[Content]] = {
-    kind.kind: kind for kind in (Advert, Enrolment, Ready, Roots, Acknowledged, Proposal, Vote, Result)
-}
+@dataclass(frozen=True, slots=True)
+class Deal:
+    """Under masks, what lets the others do without me, should I fall silent. All lists are in the members' order.
+
+    Attributes:
+        of_seed: a commitment to each member's share of my self mask's seed.
+        of_key: a commitment to each member's share of my private mask key.
+        pairs: a commitment to my pair key with each; empty for myself.
+        sealed: each member's two shares, for its eyes only; empty for myself.
+    """
+
+    kind: ClassVar[int] = 9
+    round: Round
+    session: bytes
+    of_seed: tuple[bytes, ...]
+    of_key: tuple[bytes, ...]
+    pairs: tuple[bytes, ...]
+    sealed: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reveal:
+    """Under masks, now that the survivors are certified: what takes my masks off their sum.
+
+    Attributes:
+        seed: of my self mask; empty if I am not in the sum.
+        pairs: my pair keys with those who are not, in the members' order; none if I am not.
+    """
+
+    kind: ClassVar[int] = 10
+    round: Round
+    session: bytes
+    seed: bytes
+    pairs: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """Under masks: my shares for members that are silent.
+
+    Attributes:
+        owners: whose secrets, ascending: the seed's share of a survivor, the mask key's of one that is not.
+        shares: in the same order.
+    """
+
+    kind: ClassVar[int] = 11
+    round: Round
+    session: bytes
+    owners: tuple[int, ...]
+    shares: tuple[bytes, ...]
+
+
+Content = Advert | Enrolment | Ready | Roots | Acknowledged | Proposal | Vote | Result | Deal | Reveal | Returned
+KINDS: tuple[type[Content], ...] = (
+    *(Advert, Enrolment, Ready, Roots, Acknowledged, Proposal, Vote, Result),
+    *(Deal, Reveal, Returned),
+)
+_KINDS: dict[int, type[Content]] = {kind.kind: kind for kind in KINDS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +296,16 @@ def _digests(name: str, value: object) -> tuple[bytes, ...]:
     return tuple(fixed_bytes(name, each, DIGEST_BYTES) for each in _tuple(name, value))
 
 
+def _short(name: str, value: object, most: int) -> tuple[bytes, ...]:
+    return tuple(_bounded(name, each, most) for each in _tuple(name, value))
+
+
+def _bounded(name: str, value: object, most: int) -> bytes:
+    if not isinstance(value, bytes) or len(value) > most:
+        raise Malformed(f"{name} that are not at most {most} bytes")
+    return value
+
+
 def _tuple(name: str, value: object) -> tuple[object, ...]:
     if not isinstance(value, tuple):
         raise Malformed(f"{name} that are not a list")
@@ -248,6 +322,15 @@ _CHECKS: dict[str, Callable[[str, object], object]] = {
     "round": lambda name, value: Round(integer(name, value, MAX_ROUND)),
     "attempt": lambda name, value: integer(name, value, MAX_ATTEMPTS - 1),
     "seconds": _seconds,
+    "keys": lambda name, value: _bounded(name, value, MAX_KEYS_BYTES),
+    "deals": lambda name, value: fixed_bytes(name, value, DIGEST_BYTES),
+    "of_seed": _digests,
+    "of_key": _digests,
+    "pairs": lambda name, value: _short(name, value, DIGEST_BYTES),
+    "sealed": lambda name, value: _short(name, value, MAX_SEALED_BYTES),
+    "seed": lambda name, value: _bounded(name, value, DIGEST_BYTES),
+    "owners": _places,
+    "shares": lambda name, value: _short(name, value, MAX_SEALED_BYTES),
     "members": _places,
     "adverts": _digests,
     "session": lambda name, value: fixed_bytes(name, value, SESSION_BYTES),

@@ -65,6 +65,19 @@ class LinkChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class MemberChanged:
+    """A member seems otherwise than before, as far as this peer can tell.
+
+    Attributes:
+        standing: `Standing` of p2pfl.gossip.membership: here, late, unreachable or left.
+    """
+
+    name: ClassVar[str] = "member"
+    member: str
+    standing: str
+
+
+@dataclass(frozen=True, slots=True)
 class RoundEnded:
     """The record of a round: who was in the average, who was absent and why. Nothing is a silent subset.
 
@@ -142,10 +155,22 @@ class PeerFinished:
     reason: str = ""
 
 
-Event = PeerStarted | StateChanged | LinkChanged | RoundEnded | Evaluated | Refused | Note | PeerFinished
+Event = (
+    PeerStarted | StateChanged | LinkChanged | MemberChanged | RoundEnded | Evaluated | Refused | Note | PeerFinished
+)
 _EVENTS: Mapping[str, type[Event]] = {
     kind.name: kind
-    for kind in (PeerStarted, StateChanged, LinkChanged, RoundEnded, Evaluated, Refused, Note, PeerFinished)
+    for kind in (
+        PeerStarted,
+        StateChanged,
+        LinkChanged,
+        MemberChanged,
+        RoundEnded,
+        Evaluated,
+        Refused,
+        Note,
+        PeerFinished,
+    )
 }
 
 

@@ -19,6 +19,7 @@ from p2pfl.core.errors import Malformed, TooLarge
 from p2pfl.core.ids import Round
 from p2pfl.core.ledger import SESSION_BYTES
 from p2pfl.core.statements import (
+    KINDS,
     MAX_ATTEMPTS,
     MAX_GROUP,
     MAX_ROUND,
@@ -37,7 +38,11 @@ MAX_STATEMENTS = 3 * MAX_GROUP
 CHARTER_HASH_BYTES = 32
 LENGTH_BYTES = 2
 DIGEST_BYTES = 32
-KINDS_OF_STATEMENTS = 8
+MAX_ADDRESSES, MAX_ADDRESS_BYTES = 8, 300
+"""Of a member: several networks, each by a name of at most 253 letters."""
+MAX_SEQUENCE = 2**48
+MAX_PEER_ID_BYTES = 64
+SIGNATURE_BYTES = 64
 MAX_PAYLOAD_BYTES = 2**36
 """64 GiB: only so that arithmetic stays bounded; the charter's model size is the real limit."""
 
@@ -162,7 +167,27 @@ class Proof:
     statements: tuple[Statement, ...]
 
 
-Message = Hello | Ping | Update | Bye | Told | Have | Want | Chunk | Proof
+@dataclass(frozen=True, slots=True)
+class Whereabouts:
+    """Where a member can be reached, of the sender or passed on; `round` says nothing.
+
+    Attributes:
+        member: its peer id.
+        sequence: of two records the one with the higher number counts.
+        addresses: multiaddresses.
+        signature: the member's (see `p2pfl.node.discovery`), 64 bytes.
+    """
+
+    kind: ClassVar[int] = 9
+    charter: bytes
+    round: Round
+    member: str
+    sequence: int
+    addresses: tuple[str, ...]
+    signature: bytes
+
+
+Message = Hello | Ping | Update | Bye | Told | Have | Want | Chunk | Proof | Whereabouts
 
 
 def payload_length(message: Message) -> int:
@@ -195,6 +220,8 @@ def _fields(message: Message) -> list[object]:
             return [message.session, int(message.part), message.chunk, message.length]
         case Proof():
             return [[_packed(statement) for statement in message.statements]]
+        case Whereabouts():
+            return [message.member, message.sequence, message.addresses, message.signature]
     return []
 
 
@@ -259,8 +286,8 @@ def _message(kind: object, charter: bytes, round: Round, rest: list[object]) -> 
             return Told(charter, round, _statement([signer, body, signature]))
         case Have.kind, [attempt, session, list(held)]:
             masks = tuple(integer("mask", mask, 2**MAX_GROUP - 1) for mask in held)
-            if len(masks) != KINDS_OF_STATEMENTS:
-                raise Malformed(f"{len(masks)} masks; there are {KINDS_OF_STATEMENTS} kinds of statements")
+            if len(masks) != len(KINDS):
+                raise Malformed(f"{len(masks)} masks; there are {len(KINDS)} kinds of statements")
             return Have(charter, round, integer("attempt", attempt, MAX_ATTEMPTS - 1), _session(session), masks)
         case Want.kind, [session, part, chunk]:
             return Want(charter, round, _session(session), _part(part), integer("chunk", chunk, MAX_GROUP - 1))
@@ -273,6 +300,11 @@ def _message(kind: object, charter: bytes, round: Round, rest: list[object]) -> 
             return Chunk(charter, round, _session(session), _part(part), number, length)
         case Proof.kind, [list(statements)]:
             return Proof(charter, round, tuple(map(_statement, statements)))
+        case Whereabouts.kind, [member, sequence, list(addresses), signature]:
+            number = integer("sequence", sequence, MAX_SEQUENCE)
+            signed = fixed_bytes("signature", signature, SIGNATURE_BYTES)
+            who = _text("peer id", member, MAX_PEER_ID_BYTES)
+            return Whereabouts(charter, round, who, number, _addresses(addresses), signed)
     raise Malformed(f"a message of unknown kind {ascii(kind)[:20]} with {len(rest)} further fields")
 
 
@@ -293,6 +325,19 @@ def _part(value: object) -> Part:
 
 def _charter(value: object) -> bytes:
     return fixed_bytes("charter hash", value, CHARTER_HASH_BYTES)
+
+
+def _addresses(value: list[object]) -> tuple[str, ...]:
+    if len(value) > MAX_ADDRESSES:
+        raise Malformed(f"{len(value)} addresses; at most {MAX_ADDRESSES} are allowed")
+    return tuple(_text("address", address, MAX_ADDRESS_BYTES) for address in value)
+
+
+def _text(name: str, value: object, most: int) -> str:
+    # Only what has one width in every encoding, and may stand in a log.
+    if not isinstance(value, str) or not 0 < len(value) <= most or not value.isascii() or not value.isprintable():
+        raise Malformed(f"a {name} that is not 1 to {most} printable ASCII characters")
+    return value
 
 
 def _finite(name: str, value: object) -> float:

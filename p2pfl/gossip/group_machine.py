@@ -61,8 +61,9 @@ from p2pfl.core.statements import MAX_GROUP, Statement
 from p2pfl.core.trace import LinkChanged, Note, PeerFinished, Refused, RoundEnded, State, StateChanged
 from p2pfl.core.wire import Bye, Chunk, Have, Hello, Message, Part, Ping, Proof, Told, Want
 from p2pfl.gossip.grouping import bearable_colluders, groups
-from p2pfl.gossip.membership import Members
+from p2pfl.gossip.membership import NO_ROUND, Members
 from p2pfl.gossip.patience import Patience
+from p2pfl.gossip.secure_sum import MaskTerms
 from p2pfl.gossip.session import (
     LEAST_RATE,
     NO_SESSION,
@@ -146,7 +147,9 @@ class GroupPlan:
 
     def groups(self, round: Round) -> tuple[tuple[int, ...], ...]:
         """Return the groups of a round: after training, all members in one, if a group can be so large."""
-        size = self.group_size if round < self.rounds else MAX_GROUP
+        # A group has up to twice as many members, less one, as are wanted.
+        most = MAX_GROUP if len(self.roster) <= MAX_GROUP else MAX_GROUP // 2
+        size = self.group_size if round < self.rounds else most
         return groups(self.beacon, round, range(len(self.roster)), size)
 
     def terms(self, round: Round) -> Terms:
@@ -173,9 +176,18 @@ class GroupMachine:
         keyring: signs and checks statements.
         initial: the common initial model, float32 [parameters].
         resume: what is known of this peer's former lives, if it had any.
+        masks: how updates are hidden; None to average them in the clear.
     """
 
-    def __init__(self, plan: GroupPlan, keyring: Keyring, initial: Vector, resume: Resume | None = None) -> None:
+    def __init__(
+        self,
+        plan: GroupPlan,
+        keyring: Keyring,
+        initial: Vector,
+        resume: Resume | None = None,
+        masks: MaskTerms | None = None,
+    ) -> None:
+        self._masks = masks
         self._plan = plan
         self._keyring = keyring
         self._places = {peer: place for place, peer in enumerate(plan.roster)}
@@ -203,9 +215,13 @@ class GroupMachine:
         self._steps = 0
         self._behind_at: float | None = None
         self._sync: dict[int, Released | None] = {}
+        self._sync_again: float | None = None
+        """When those that do not answer are asked again, or others in their place."""
         self._sync_until = 0.0
         self._sync_is_last = False
         self._advert_at: float | None = None
+        self._cut_off_at: float | None = None
+        """When the last of all links fell."""
         self._closing: RoundEnded | None = None
         self._tries = 0
         self._agreed = False
@@ -230,6 +246,11 @@ class GroupMachine:
         return self._round
 
     @property
+    def contribution(self) -> Vector | None:
+        """What this peer averages in its round, float32 [parameters]; None before it has trained."""
+        return None if self._session is None else self._session.contribution
+
+    @property
     def model(self) -> Vector:
         """Base and update, float32 [parameters]."""
         return self._base if self._update is None else self._base + self._update
@@ -252,7 +273,7 @@ class GroupMachine:
             case LinkUp(peer):
                 return self._on_link_up(peer, now)
             case LinkDown(peer, reason):
-                return self._on_link_down(peer, reason)
+                return self._on_link_down(peer, reason, now)
             case Received(peer, message):
                 return self._guarded(peer, message, now) or self._on_message(self._places[peer], message, now)
             case BulkOffered(peer, message):
@@ -287,6 +308,7 @@ class GroupMachine:
             return [Disconnect(peer, NotAMember("is not a member", peer))]
         known = self._members[place]
         known.linked, known.heard_at, known.left_after = True, now, None
+        self._cut_off_at = None
         effects: list[Effect] = [Emit(LinkChanged(self._plan.names[place], up=True)), self._ping(place)]
         if place in self._latest:
             # A member whose disk was restored from an old copy learns here what it has signed since.
@@ -295,12 +317,14 @@ class GroupMachine:
             effects.append(Send(peer, Bye(self._plan.charter, Round(self._round - 1))))
         return effects
 
-    def _on_link_down(self, peer: PeerId, reason: str) -> list[Effect]:
+    def _on_link_down(self, peer: PeerId, reason: str, now: Seconds) -> list[Effect]:
         place = self._places.get(peer)
         if place is None or place == self._plan.me or not self._members[place].linked:
             return []
         self._members[place].linked = False
         self._sync.pop(place, None)
+        if not self._members.linked():
+            self._cut_off_at = now
         return [Emit(LinkChanged(self._plan.names[place], up=False, reason=reason))]
 
     def _guarded(self, peer: PeerId, message: Message, now: Seconds) -> list[Effect]:
@@ -382,14 +406,15 @@ class GroupMachine:
             return [] if session is None else session.answer_want(place, want, now)
         peer, charter = self._plan.roster[place], self._plan.charter
         if want.session == NO_SESSION:
-            released = [round for round, past in self._past.items() if past.released() is not None]
-            newest = max(released, default=Round(-1))
+            newest = max((round for round, past in self._past.items() if past.is_released), default=Round(-1))
             if newest < want.round or not self._spend(place, now, BURST / 8):
                 return []
             return [Send(peer, Proof(charter, newest, self._past[newest].proof()))]
         past = self._past.get(want.round)
-        values = None if past is None or past.id != want.session else past.released()
-        if values is None or not self._spend(place, now, BURST / 4):
+        if past is None or past.id != want.session or not self._spend(place, now, BURST / 4):
+            return []
+        values = past.released()
+        if values is None:
             return []
         message = Chunk(charter, want.round, want.session, Part.AVERAGE, 0, values.nbytes)
         return [SendBulk((peer,), message, values)]
@@ -464,7 +489,9 @@ class GroupMachine:
         self._above = self._round - 1
         self._round_began, self._loss, self._steps = now, None, 0
         self._behind_at = self._advert_at = None
-        session = Session(self._plan.terms(self._round), self._keyring, self._patience, now)
+        # After training only averages meet that were released before; and what a mask hid must not come out there.
+        masks = self._masks if self._round < self._plan.rounds else None
+        session = Session(self._plan.terms(self._round), self._keyring, self._patience, now, masks)
         self._session = session
         effects: list[Effect] = [self._ping(place) for place in self._members.linked()]
         if self._round < self._plan.rounds:
@@ -472,7 +499,9 @@ class GroupMachine:
             self._advert_at = max(now, now + self._plan.window - self._stage)
         else:
             effects += self._enter(State.SETTLING)
-            if self._train_base is None:
+            if self._masks is not None:
+                session.trained(self._base, now)
+            elif self._train_base is None:
                 session.trained(self.model, now)
         early, self._early = self._early, {}
         for place, statements in early.items():
@@ -516,19 +545,19 @@ class GroupMachine:
 
     def _advance(self, now: Seconds) -> list[Effect]:
         """Do whatever can be done, whatever came in."""
-        if self._state is State.LINKING:
-            return self._start_if_linked(now)
-        if self._state is State.SYNCING:
-            return self._end_sync(now) if self._is_synced(now) else []
+        state = self._state
+        if state in (State.LINKING, State.SYNCING):
+            effects = self._start_if_linked(now) if state is State.LINKING else self._go_on_syncing(now)
+            return effects if self._state is state else effects + self._advance(now)
         if self._state is State.LEAVING:
-            return self._leave_if_alone()
+            return self._leave_if_alone(now)
         session = self._session
         if session is None or self._closing is not None:
             return []
         others = [place for place, _ in self._members.items()]
         session.may_skip = self._members.claiming(others, self._round) >= self._plan.least - 1
-        effects: list[Effect] = []
-        if not session.spent and (self._is_deserted() or len(session.terms.group) < self._plan.least):
+        effects = []
+        if not session.spent and (self._is_deserted(now) or len(session.terms.group) < self._plan.least):
             session.give_up()
         if self._advert_at is not None and now >= self._advert_at and session.training_ends is None:
             session.training_ends = self._round_began + self._plan.window
@@ -563,6 +592,8 @@ class GroupMachine:
         base = self._base
         if average is not None:
             self._base, self._synced = average, self._round
+            if self._round >= self._plan.rounds:
+                self._update = None  # what is left of it is nobody else's: all end with one model
         elif outcome is Outcome.PARTIAL:
             self._base = session.patch(base)
         for who in session.terms.group:
@@ -602,7 +633,7 @@ class GroupMachine:
         session.retire()
         self._past[ended] = session
         kept = sorted(self._past)[-REMEMBERED:]
-        newest = max((round for round, past in self._past.items() if past.released() is not None), default=ended)
+        newest = max((round for round, past in self._past.items() if past.is_released), default=ended)
         self._past = {round: past for round, past in self._past.items() if round in (*kept, newest)}
         self._session, self._closing = None, None
         effects: list[Effect] = [Emit(record), Adopt(ended, self.model)]
@@ -612,7 +643,7 @@ class GroupMachine:
             everybody = len(record.heard) + 1 == len(self._plan.roster)
             self._agreed = record.outcome == Outcome.FULL and everybody
             together = record.outcome in (Outcome.FULL, Outcome.LATE) and len(self._plan.groups(ended)) == 1
-            over = self._stop_asked or self._tries >= self._plan.settle_rounds or self._is_deserted()
+            over = self._stop_asked or self._tries >= self._plan.settle_rounds or self._is_deserted(now)
             if not together and not self._stop_asked and self._have_others_left():
                 return effects + self._begin_sync(now, last=True)
             if together or over:
@@ -625,12 +656,18 @@ class GroupMachine:
         left = sum(known.linked and known.left_after is not None for _, known in self._members.items())
         return left > self._plan.colluders
 
-    def _is_deserted(self) -> bool:
-        """Return whether others have ended the run, and too few are left to bring models together."""
+    def _is_deserted(self, now: Seconds) -> bool:
+        """Return whether others have ended the run or are long gone, and too few are left to bring models together."""
         members = [known for _, known in self._members.items()]
         here = sum(known.linked and known.left_after is None for known in members)
-        over = any(known.left_after is not None for known in members) or (self._is_alone() and bool(members))
+        gone_at = self._gone_at
+        over = any(known.left_after is not None for known in members) or (gone_at is not None and now >= gone_at)
         return self._round >= self._plan.rounds and over and 1 + here < self._plan.least
+
+    @property
+    def _gone_at(self) -> float | None:
+        """When all others count as gone, if no link stands: links also fall for a moment."""
+        return None if self._cut_off_at is None else self._cut_off_at + self._plan.deadlines.round
 
     def _is_alone(self) -> bool:
         return all(not known.linked or known.left_after is not None for _, known in self._members.items())
@@ -649,13 +686,29 @@ class GroupMachine:
     def _begin_sync(self, now: Seconds, *, last: bool) -> list[Effect]:
         """Ask those that are furthest for a released average; after it, go on or leave."""
         self._sync_is_last = last
-        transfer = 4 * self._plan.parameters / LEAST_RATE
-        self._sync_until = now + 2 * self._stage + transfer
-        claims = {place: known.claim for place, known in self._members.items() if known.linked}
-        asked = sorted(claims, key=lambda place: (-claims[place], place))[: self._plan.colluders + 2]
-        self._sync = dict.fromkeys(asked)
+        wait = self._stage + 4 * self._plan.parameters / LEAST_RATE
+        self._sync, self._sync_again, self._sync_until = {}, now + wait, now + 2 * wait
+        return [*self._enter(State.SYNCING), *self._ask_for_average()]
+
+    def _ask_for_average(self) -> list[Effect]:
+        """Ask those that are furthest; last those that have proved an average and did not send it."""
+        order = {
+            place: (self._sync.get(place) is not None, -known.claim, place)
+            for place, known in self._members.items()
+            if known.linked
+        }
+        asked = sorted(order, key=order.__getitem__)[: self._plan.colluders + 2]
+        self._sync = dict.fromkeys(asked) | {place: each for place, each in self._sync.items() if each is not None}
         want = Want(self._plan.charter, self._newest_base(), NO_SESSION, Part.AVERAGE, 0)
-        return [*self._enter(State.SYNCING), *(Send(self._plan.roster[place], want) for place in asked)]
+        return [Send(self._plan.roster[place], want) for place in asked]
+
+    def _go_on_syncing(self, now: Seconds) -> list[Effect]:
+        if self._is_synced(now):
+            return self._end_sync(now)
+        if self._sync_again is None or now < self._sync_again:
+            return []
+        self._sync_again = None
+        return self._ask_for_average()
 
     def _last_round(self) -> Round:
         return Round(self._plan.rounds + max(0, self._plan.settle_rounds - 1))
@@ -665,13 +718,14 @@ class GroupMachine:
         return Round(self._synced + 1)
 
     def _on_proof(self, place: int, proof: Proof, now: Seconds) -> list[Effect]:
-        """Check a proof; ask its sender for the average, unless it is asked for already."""
+        """Check a proof; ask its sender for the average, unless another is asked for it, and still has time."""
         if self._state is not State.SYNCING or place not in self._sync or not self._spend(place, now, BURST / 8):
             return []
         terms = replace(self._plan.terms(proof.round), round=proof.round)
         released = verified_release(terms, self._plan.groups(proof.round), self._keyring, proof.statements)
         others = [each.round for each in self._sync.values() if each is not None]
-        if released.round < max([self._newest_base(), *(number + 1 for number in others)]):
+        newer = 0 if self._sync_again is None else 1
+        if released.round < max([self._newest_base(), *(number + newer for number in others)]):
             return []
         self._sync[place] = released
         want = Want(self._plan.charter, released.round, released.session, Part.AVERAGE, 0)
@@ -712,6 +766,9 @@ class GroupMachine:
     def _on_start_deadline(self, now: Seconds) -> list[Effect]:
         if self._members.linked() or len(self._plan.roster) == 1:
             return self._go_on(now)
+        if any(known.claim > NO_ROUND for _, known in self._members.items()):
+            # Somebody did answer: all links fell, for a moment perhaps.
+            return [SetTimer("start", Seconds(now + self._plan.deadlines.heartbeat))]
         names = ", ".join(name for place, name in enumerate(self._plan.names) if place != self._plan.me)
         waited = f"no member answered within {self._plan.deadlines.start:g} s"
         return self._finish(RoundFailed(f"{waited}: {names}; check their addresses, and that they run"))
@@ -732,11 +789,19 @@ class GroupMachine:
         return [
             *self._enter(State.LEAVING),
             *(Send(self._plan.roster[place], bye) for place in self._members.linked()),
-            SetTimer("leave", Seconds(now + self._plan.deadlines.round)),
+            SetTimer("leave", Seconds(now + self._linger)),
         ]
 
-    def _leave_if_alone(self) -> list[Effect]:
-        return self._finish(None) if self._is_alone() or self._stop_asked else []
+    @property
+    def _linger(self) -> float:
+        """Seconds that a peer with the last average stays for members that do not have it yet."""
+        return 2 * self._plan.deadlines.round
+
+    def _leave_if_alone(self, now: Seconds) -> list[Effect]:
+        """Go once all have said goodbye; whoever was here a moment ago and is cut off may come back for the average."""
+        members = [known for _, known in self._members.items()]
+        awaited = (known.linked or now < known.heard_at + self._linger for known in members if known.left_after is None)
+        return self._finish(None) if self._stop_asked or not any(awaited) else []
 
     def _finish(self, error: P2pflError | None) -> list[Effect]:
         outcome = "failed" if error is not None else "stopped" if self._stop_asked else "done"
@@ -782,9 +847,12 @@ class GroupMachine:
 
     def _set_wake(self, now: Seconds) -> list[Effect]:
         """Have this machine called when the next deadline of the round comes."""
-        times = [self._sync_until] if self._state is State.SYNCING else []
+        times = [self._sync_again or self._sync_until] if self._state is State.SYNCING else []
+        if self._state is State.LEAVING:
+            times = [known.heard_at + self._linger for _, known in self._members.items() if not known.linked]
+            times = [at for at in times if at > now]
         if self._session is not None and self._closing is None:
-            own = (self._session.wakes_at, self._behind_at, self._advert_at)
+            own = (self._session.wakes_at, self._behind_at, self._advert_at, self._gone_at)
             times += [at for at in own if at is not None and now < at < float("inf")]
         wake = min(times, default=None)
         if wake == self._wake:

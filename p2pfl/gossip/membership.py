@@ -4,6 +4,7 @@ Nothing here decides who belongs to a round: that is the roster's matter, and eq
 and only says for whom it is worth waiting.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -36,7 +37,7 @@ class Known:
     """
 
     linked: bool = False
-    heard_at: float = 0.0
+    heard_at: float = -math.inf
     claim: Round = NO_ROUND
     left_after: Round | None = None
     in_step: bool = True

@@ -24,19 +24,23 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from p2pfl.core.canonical import Value, canonical
-from p2pfl.core.errors import Malformed, TooLarge
+from p2pfl.core.errors import Malformed, RemoteError, TooLarge
 from p2pfl.core.ids import PeerId, Round
 from p2pfl.core.ledger import SESSION_BYTES, Uploading, Voted
-from p2pfl.core.machine import Compute, Effect, Persist, Send, SendBulk, Vector
+from p2pfl.core.machine import Compute, Effect, Payload, Persist, Send, SendBulk, Vector
 from p2pfl.core.statements import (
+    KINDS,
     MAX_ATTEMPTS,
     Acknowledged,
     Advert,
     Content,
+    Deal,
     Enrolment,
     Proposal,
     Ready,
     Result,
+    Returned,
+    Reveal,
     Roots,
     Statement,
     Vote,
@@ -44,9 +48,12 @@ from p2pfl.core.statements import (
     encode_body,
 )
 from p2pfl.core.wire import Chunk, Have, Part, Told, Want
+from p2pfl.crypto.masks import Mask
+from p2pfl.crypto.ring import WEIGHT_ONE, Layout
 from p2pfl.gossip.average import is_sane
 from p2pfl.gossip.grouping import bearable_colluders, threshold
 from p2pfl.gossip.patience import Patience
+from p2pfl.gossip.secure_sum import MaskTerms, Secrets, average_chunk
 
 NO_SESSION = bytes(SESSION_BYTES)
 LEAST_RATE = 64 * 1024.0
@@ -59,7 +66,6 @@ lost, one in sixteen stays so."""
 ANSWER_PAUSE = 0.05
 """Seconds in which a member gets one answer to the same request; a guess: below any timer of an honest one."""
 
-_KINDS: tuple[type[Content], ...] = (Advert, Enrolment, Ready, Roots, Acknowledged, Proposal, Vote, Result)
 _Content = TypeVar("_Content", bound=Content)
 
 
@@ -165,13 +171,13 @@ def reduce(chunks: Sequence[Vector]) -> Vector:
     return np.concatenate(([total], average)).astype("<f4")
 
 
-def digest(vector: Vector) -> bytes:
+def digest(vector: Payload) -> bytes:
     """Return the SHA-256 of a vector's bytes."""
     return hashlib.sha256(vector.data.cast("B")).digest()
 
 
-def _checked_digest(vector: Vector) -> bytes | None:
-    """Return the digest of a chunk; None for one that must not enter a sum."""
+def _sane_digest(vector: Vector) -> bytes | None:
+    """Return the digest of a chunk in the clear; None for one that must not enter a sum or a model."""
     return digest(vector) if is_sane(vector) and vector[0] > 0 else None
 
 
@@ -237,6 +243,11 @@ class _Work:
     uploading: bool = False
     uploaded: bool = False
     voting: tuple[int, ...] | None = None
+    secrets: Secrets | None = field(default=None, repr=False)
+    masks: tuple[Mask, ...] | None = field(default=None, repr=False)
+    """What is left in the survivors' sum, once enough was revealed; nothing without masks."""
+    told_of: tuple[int, int] = (0, 0)
+    returned: bool = False
     deputizes: bool = False
     reducing: set[int] = field(default_factory=set)
 
@@ -248,8 +259,11 @@ class Session:
     next round's session.
     """
 
-    def __init__(self, terms: Terms, keyring: Keyring, patience: Patience, now: float) -> None:
+    def __init__(
+        self, terms: Terms, keyring: Keyring, patience: Patience, now: float, masks: MaskTerms | None = None
+    ) -> None:
         self.terms = terms
+        self._masks = masks
         self.patience = patience
         self.outcome: Outcome | None = None
         self.survivors: tuple[int, ...] | None = None
@@ -263,14 +277,17 @@ class Session:
         self._at: dict[str, float] = {}
         self._work = _Work()
         self._vector: Vector | None = None
-        self._chunks: tuple[Vector, ...] = ()
-        self._uploads: dict[tuple[int, int], tuple[Vector, bytes]] = {}
+        self._chunks: tuple[Payload, ...] = ()
+        self._uploads: dict[tuple[int, int], tuple[Any, bytes]] = {}
+        """By chunk and uploader: uint8 under masks, else float32; and the digest."""
         self._results: dict[int, tuple[Vector, bytes]] = {}
         self._unsigned: dict[int, tuple[Vector, bytes]] = {}
         self._hashing: set[tuple[Part, int, int]] = set()
         self._answered: dict[tuple[object, ...], float] = {}
         self._ready_at: float | None = None
         self._suspects: set[int] = set()
+        self._broken: set[int] = set()
+        """Chunks whose sum did not come out: a mask is left in it, or somebody's chunk lied."""
         self._orders: dict[tuple[bytes | int, int], bytes] = {}
         self._ids: dict[Enrolment, bytes] = {}
         self._seen: tuple[object, ...] | None = None
@@ -320,9 +337,14 @@ class Session:
         """How many statements and chunks are in memory."""
         return len(self._statements) + len(self._uploads) + len(self._results)
 
+    @property
+    def is_released(self) -> bool:
+        """Whether all chunks of the average are here."""
+        return self.survivors is not None and len(self._results) == len(self._work.members)
+
     def average(self) -> Vector | None:
         """Return the released average, float32 [parameters], once all its chunks are here."""
-        if self.survivors is None or len(self._results) < len(self._work.members):
+        if not self.is_released:
             return None
         return np.concatenate([self._results[chunk][0][1:] for chunk in range(len(self._work.members))])
 
@@ -335,13 +357,13 @@ class Session:
         return patched
 
     def proof(self) -> tuple[Statement, ...]:
-        """Return the statements that show the average to be released: see `verified_average`."""
+        """Return the statements that show the average to be released, no more than it takes: see `verified_release`."""
         session = self._work.session
         enrolments = self._statements.signed(Enrolment, self._work.attempt).values()
         named = [each for each in enrolments if session_id(self.terms, _as(Enrolment, each)) == session]
-        votes = self._statements.signed(Vote, session).values()
-        chosen = [each for each in votes if _as(Vote, each).survivors == self.survivors]
-        return (*named[:1], *chosen, *self._statements.signed(Result, session).values())
+        members, votes = self._work.members, self._statements.signed(Vote, session)
+        voted = [votes[who] for who in members if who in votes and _as(Vote, votes[who]).survivors == self.survivors]
+        return (*named[:1], *voted[: threshold(len(members))], *self._statements.signed(Result, session).values())
 
     def leader(self) -> int | None:
         """Return whose proposal was certified."""
@@ -377,6 +399,11 @@ class Session:
         """Whether this peer's vector of the round is here."""
         return self._vector is not None
 
+    @property
+    def contribution(self) -> Vector | None:
+        """The own vector of the round."""
+        return self._vector
+
     def trained(self, vector: Vector, now: float) -> None:
         """Take this peer's vector of the round, float32 [parameters]."""
         self._vector, self.training_ends, self._seen = vector, now, None
@@ -385,7 +412,7 @@ class Session:
         """Take the answer to a `Compute`."""
         self._seen = None
         what, *numbers = key.split("/")
-        if what == "cut" and isinstance(result, tuple):
+        if what == "cut" and isinstance(result, tuple) and self._work.began:
             self._chunks = result
             return [Persist("uploading", Uploading(self.terms.round, self._work.session))]
         if what == "upload" and isinstance(result, tuple):
@@ -400,15 +427,18 @@ class Session:
             chunk = int(numbers[0])
             vector, found = result
             self._hashing.discard((Part.RESULT, chunk, 0))
-            self._unsigned[chunk] = (vector, found)
+            if found is not None:
+                self._unsigned[chunk] = (vector, found)
         if what == "reduce" and isinstance(result, tuple):
             return self._release(int(numbers[0]), *result)
+        if what == "reduce":
+            self._broken.add(int(numbers[0]))
         return []
 
     def persisted(self, key: str) -> list[Effect]:
         """Take the word that a record is safe: now what it says may happen."""
         self._seen = None
-        if key == "uploading":
+        if key == "uploading" and self._work.began:  # else this peer has gone over to watching another session
             return self._send_upload()
         if key == "voted" and self._work.voting is not None:
             return self._state(Vote(self.terms.round, self._work.session, self._work.voting))
@@ -462,10 +492,10 @@ class Session:
             return "not of this peer's session"
         if chunk.chunk >= len(work.members):
             raise Malformed(f"offered chunk {chunk.chunk} of {len(work.members)}")
-        start, end = bounds(self.terms.parameters, len(work.members), chunk.chunk)
-        if chunk.length != 4 * (1 + end - start):
-            kind = TooLarge if chunk.length > 4 * (1 + end - start) else Malformed
-            raise kind(f"offered a chunk of {chunk.length} bytes, it has {4 * (1 + end - start)}")
+        size = self._size(chunk.part, chunk.chunk)
+        if chunk.length != size:
+            kind = TooLarge if chunk.length > size else Malformed
+            raise kind(f"offered a chunk of {chunk.length} bytes, it has {size}")
         if chunk.part is Part.RESULT:
             if (Part.RESULT, chunk.chunk, 0) in self._hashing or chunk.chunk in self._results:
                 return "here already"
@@ -482,17 +512,30 @@ class Session:
             return "this peer's acknowledgement is signed already"
         return None if self._is_mine(chunk.chunk, sender) else "for another aggregator"
 
+    def _size(self, part: Part, chunk: int) -> int:
+        """Return the bytes of a chunk: masked words where it is an upload under masks, else float32."""
+        members = len(self._work.members)
+        if self._masks is not None and part is Part.UPLOAD:
+            return Layout(self.terms.parameters, members, self._masks.bits).chunk(chunk).size
+        start, end = bounds(self.terms.parameters, members, chunk)
+        return 4 * (1 + end - start)
+
     def received(self, sender: int, chunk: Chunk, payload: bytearray) -> list[Effect]:
         """Take a chunk that was wanted."""
         if self.wants_chunk(sender, chunk) is not None:
             return []  # something changed on its way
+        if self._masks is not None and chunk.part is Part.UPLOAD:
+            masked = np.frombuffer(payload, np.uint8)
+            self._hashing.add((Part.UPLOAD, chunk.chunk, sender))
+            key = f"upload/{chunk.chunk}/{sender}"
+            return [Compute(key, lambda: (masked, digest(masked)), masked.nbytes)]
         vector: Vector = np.frombuffer(payload, np.dtype("<f4"))
         if chunk.part is Part.RESULT:
             self._hashing.add((Part.RESULT, chunk.chunk, 0))
-            return [Compute(f"result/{chunk.chunk}", lambda: (vector, digest(vector)), vector.nbytes)]
+            return [Compute(f"result/{chunk.chunk}", lambda: (vector, _sane_digest(vector)), vector.nbytes)]
         self._hashing.add((Part.UPLOAD, chunk.chunk, sender))
         key = f"upload/{chunk.chunk}/{sender}"
-        return [Compute(key, lambda: (vector, _checked_digest(vector)), vector.nbytes)]
+        return [Compute(key, lambda: (vector, _sane_digest(vector)), vector.nbytes)]
 
     def answer_have(self, sender: int, have: Have, now: float) -> list[Effect]:
         """Send a member of the group what it lacks of this round's statements."""
@@ -500,7 +543,7 @@ class Session:
             return []
         attempt, session = self._work.attempt, self._work.session
         effects: list[Effect] = []
-        for kind, mask in zip(_KINDS, have.held, strict=True):
+        for kind, mask in zip(KINDS, have.held, strict=True):
             per_attempt = kind in (Advert, Enrolment)
             same = have.attempt == attempt if per_attempt else have.session == session
             for who, statement in self._statements.signed(kind, attempt if per_attempt else session).items():
@@ -515,7 +558,7 @@ class Session:
         if want.session != work.session or chunk >= len(work.members) or sender not in self.terms.group:
             return []
         if want.part is Part.RESULT and chunk in self._results:
-            payload = self._results[chunk][0]
+            payload: Payload = self._results[chunk][0]
         elif want.part is Part.UPLOAD and work.uploaded and self._chunks and sender in self._holders(chunk):
             payload = self._chunks[chunk]
         else:
@@ -597,7 +640,12 @@ class Session:
         if self.training_ends is None or self.terms.me in self._statements.signed(Advert, work.attempt):
             return []
         seconds = min(max(0.0, self.training_ends - self._now), self.terms.patience)
-        effects = self._state(Advert(self.terms.round, work.attempt, float(seconds)))
+        keys = b""
+        if self._masks is not None:
+            context = canonical([self.terms.charter, self.terms.round, work.attempt])
+            work.secrets = Secrets(self._masks, self.terms.roster, self.terms.me, self.terms.round, context)
+            keys = work.secrets.advert()
+        effects = self._state(Advert(self.terms.round, work.attempt, float(seconds), keys))
         self._set("repeat", self.patience.seconds)
         self._set("alone", 2 * self.terms.patience if work.attempt == 0 else 4 * self._stage)
         return effects
@@ -623,7 +671,9 @@ class Session:
         enrolments = self._statements.signed(Enrolment, work.attempt)
         if not self._is_due("lead") or enrolments:
             return []
-        members = tuple(sorted(adverts))
+        members = tuple(sorted(set(adverts) - self._suspects))
+        if not self.terms.bears(len(members)):
+            return []
         named = tuple(adverts[member].digest() for member in members)
         return self._state(Enrolment(self.terms.round, work.attempt, members, named))
 
@@ -662,11 +712,49 @@ class Session:
                 for member, named in zip(enrolment.members, enrolment.adverts, strict=True)
             )
             if known and self.terms.me in enrolment.members and self.terms.bears(len(enrolment.members)):
-                work.session, work.members = self._id_of(enrolment), enrolment.members
-                work.enrolled, self._ready_at = True, self._now
-                self._set("ready", 3 * self._stage)
-                return [*self._state(Ready(self.terms.round, work.session)), *self._await_ready()]
+                return self._begin(enrolment)
         return []
+
+    def _begin(self, enrolment: Enrolment) -> list[Effect]:
+        """Take part in the session of an enrolment."""
+        work, session = self._work, self._id_of(enrolment)
+        effects: list[Effect] = []
+        if self._masks is not None:
+            adverts = self._statements.of(Advert, work.attempt)
+            keys = {member: adverts[member].keys for member in enrolment.members}
+            if work.secrets is None:
+                return []
+            try:
+                deal = work.secrets.begin(session, enrolment.members, keys)
+            except RemoteError as error:
+                self._suspect(error)
+                return []
+            work.secrets.took(deal)
+            effects += self._state(deal)
+        work.session, work.members = session, enrolment.members
+        work.enrolled, self._ready_at = True, self._now
+        self._set("ready", (3 if self._masks is None else 5) * self._stage)
+        return [*effects, *self._await_ready()]
+
+    def _suspect(self, error: RemoteError) -> None:
+        if error.peer in self.terms.roster:
+            self._suspects.add(self.terms.roster.index(error.peer))
+
+    def _take_deals(self) -> bytes | None:
+        """Check the deals that came; return the digest over all of them once they are here, zeros without masks."""
+        work = self._work
+        if work.secrets is None:
+            return bytes(32) if self._masks is None else None
+        deals = self._statements.signed(Deal, work.session)
+        for dealer in work.members:
+            if dealer in deals and dealer not in work.secrets.accepted and dealer not in self._suspects:
+                try:
+                    work.secrets.accept(dealer, _as(Deal, deals[dealer]))
+                except RemoteError as error:
+                    self._suspect(error)
+        if not work.secrets.accepted >= set(work.members):
+            return None
+        return hashlib.sha256(b"".join(deals[dealer].digest() for dealer in work.members)).digest()
 
     def _id_of(self, enrolment: Enrolment) -> bytes:
         if enrolment not in self._ids:
@@ -676,7 +764,12 @@ class Session:
     def _await_ready(self) -> list[Effect]:
         work = self._work
         began = bool(self._statements.signed(Roots, work.session))
-        if set(work.members) <= set(self._statements.signed(Ready, work.session)):
+        said = self._statements.of(Ready, work.session)
+        deals = said[self.terms.me].deals if self.terms.me in said else self._take_deals()
+        if deals is not None and self.terms.me not in said:
+            effects = self._state(Ready(self.terms.round, work.session, deals))
+            return [*effects, *self._await_ready()]
+        if all(member in said and said[member].deals == deals for member in work.members):
             work.began = True
             adverts = self._statements.of(Advert, work.attempt)
             training = max(min(adverts[member].seconds, self.terms.patience) for member in work.members)
@@ -715,7 +808,9 @@ class Session:
         if not work.began or work.uploading or self._vector is None or self._is_due("collect"):
             return []
         work.uploading = True
-        vector, members = self._vector, len(work.members)
+        vector, members, secrets = self._vector, len(work.members), work.secrets
+        if secrets is not None:
+            return [Compute("cut", lambda: secrets.masked(vector, WEIGHT_ONE), vector.nbytes)]
         return [Compute("cut", lambda: cut(vector, 1.0, members), vector.nbytes)]
 
     def _send_upload(self) -> list[Effect]:
@@ -776,8 +871,11 @@ class Session:
         if missing and not self._is_due("collect"):
             return []
         uploaders = tuple(who for who in work.members if who not in missing)
-        self._set("propose", (1 + sorted(work.members, key=self._order).index(self.terms.me)) * self._stage)
-        self._set("certify", (min(len(work.members), 4) + 3) * self._stage)
+        # From when all others have acknowledged: one that has everything early must not leave out whoever waits.
+        others = max(0.0, self._at["collect"] - self._now)
+        rank = sorted(work.members, key=self._order).index(self.terms.me)
+        self._set("propose", others + (1 + rank) * self._stage)
+        self._set("certify", others + (min(len(work.members), 4) + 3) * self._stage)
         return self._state(Acknowledged(self.terms.round, work.session, uploaders))
 
     def _propose(self) -> list[Effect]:
@@ -833,8 +931,10 @@ class Session:
             if self.survivors is None:
                 return []
             self._at.pop("certify", None)
-            self._set("deputy", 2 * self._stage + self._transfer / 2)
-            self._set("reduce", 8 * self._stage + 2 * self._transfer)
+            unmasking = 0 if self._masks is None else 2 * self._stage
+            self._set("silent", self._stage)
+            self._set("deputy", unmasking + 2 * self._stage + self._transfer / 2)
+            self._set("reduce", unmasking + 8 * self._stage + 2 * self._transfer)
         for chunk, result in self._statements.of(Result, work.session).items():
             if chunk in self._unsigned:
                 vector, found = self._unsigned.pop(chunk)
@@ -843,7 +943,7 @@ class Session:
         if not work.enrolled:
             return []
         place = work.members.index(self.terms.me)
-        effects = self._sum(place)
+        effects = [*self._reveal(), *self._sum(place)]
         before = (place - 1) % len(work.members)
         orphaned = self._is_due("deputy") and before not in self._statements.signed(Result, work.session)
         if orphaned and not work.deputizes:
@@ -853,17 +953,47 @@ class Session:
                 self._uploads[before, self.terms.me] = (self._chunks[before], digest(self._chunks[before]))
         return effects + (self._sum(before) if work.deputizes else [])
 
+    def _reveal(self) -> list[Effect]:
+        """Say, once, what takes this peer's masks off the certified sum; later what stands in for the silent."""
+        work, survivors = self._work, self.survivors or ()
+        secrets = work.secrets
+        if secrets is None or not work.began or work.voting not in (None, survivors):
+            return []
+        effects: list[Effect] = []
+        reveals = self._statements.of(Reveal, work.session)
+        if self.terms.me not in reveals:
+            effects += self._state(secrets.reveal(survivors))
+        silent = [who for who in survivors if who not in reveals and who != self.terms.me]
+        if silent and not work.returned and self._is_due("silent"):
+            work.returned = True
+            effects += self._state(secrets.give_back(survivors, silent))
+        returned = self._statements.of(Returned, work.session)
+        if work.masks is None and work.told_of != (len(reveals), len(returned)):
+            work.told_of = (len(reveals), len(returned))
+            work.masks = secrets.leftover(survivors, reveals, returned)
+        return effects
+
     def _sum(self, chunk: int) -> list[Effect]:
         """Average a chunk, if this peer has not yet and holds all it takes."""
         survivors = self.survivors or ()
         signed = chunk in self._statements.of(Result, self._work.session)
         if signed or chunk in self._work.reducing or not all(self._is_whole(chunk, who) for who in survivors):
             return []
+        terms, masks = self._masks, self._work.masks
+        if terms is not None and masks is None:
+            return []
         self._work.reducing.add(chunk)
         parts = [self._uploads[chunk, who][0] for who in survivors]
+        layout = None if terms is None else Layout(self.terms.parameters, len(self._work.members), terms.bits)
 
-        def work() -> tuple[Vector, bytes]:
-            result = reduce(parts)
+        def work() -> tuple[Vector, bytes] | None:
+            if terms is None or layout is None or masks is None:
+                result = reduce(parts)
+                return result, digest(result)
+            try:
+                result = average_chunk(terms, layout, chunk, parts, masks)
+            except RemoteError:
+                return None
             return result, digest(result)
 
         return [Compute(f"reduce/{chunk}", work, sum(part.nbytes for part in parts))]
@@ -884,7 +1014,7 @@ class Session:
             return []
         self._at["repeat"] = self._now + self.patience.seconds
         work = self._work
-        held = tuple(self._mask(kind) for kind in _KINDS)
+        held = tuple(self._mask(kind) for kind in KINDS)
         have = Have(self.terms.charter, self.terms.round, work.attempt, work.session, held)
         others = [who for who in self.terms.group if who != self.terms.me]
         effects: list[Effect] = [Send(self.terms.roster[who], have) for who in others]
@@ -953,11 +1083,12 @@ class Session:
 
     def retire(self) -> None:
         """Forget what only the round itself needed; its average and statements can still be asked for."""
+        self._work.secrets = self._work.masks = None
         self._uploads, self._chunks, self._vector, self._unsigned = {}, (), None, {}
 
     def released(self) -> Vector | None:
         """Return what `verified_average` reads: the results of all chunks, float32 [parameters + members]."""
-        if self.survivors is None or len(self._results) < len(self._work.members):
+        if not self.is_released:
             return None
         return np.concatenate([self._results[chunk][0] for chunk in range(len(self._work.members))])
 
@@ -981,7 +1112,7 @@ class Session:
     def _want(self, who: int, part: Part, chunk: int) -> Effect:
         return Send(self.terms.roster[who], Want(self.terms.charter, self.terms.round, self._work.session, part, chunk))
 
-    def _bulk(self, who: int, part: Part, chunk: int, payload: Vector) -> list[Effect]:
+    def _bulk(self, who: int, part: Part, chunk: int, payload: Payload) -> list[Effect]:
         if who == self.terms.me:  # its own deputy, in a group of one
             return []
         message = Chunk(self.terms.charter, self.terms.round, self._work.session, part, chunk, payload.nbytes)

@@ -1,0 +1,347 @@
+"""What must hold whatever goes wrong, checked at every step of a simulated network and at its end.
+
+Only honest peers are held to it. A violation is one line: who, when, and which rule.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from p2pfl.core.errors import P2pflError
+from p2pfl.core.ids import Round
+from p2pfl.core.ledger import Checkpoint, Record, Uploading, Voted
+from p2pfl.core.machine import (
+    AcceptBulk,
+    BulkOffered,
+    Disconnect,
+    Effect,
+    Input,
+    Payload,
+    Persist,
+    RefuseBulk,
+    Send,
+    SendBulk,
+    Vector,
+)
+from p2pfl.core.statements import Content, Roots, Vote
+from p2pfl.core.wire import Chunk, Part, Proof, Told
+
+
+class InvariantViolated(P2pflError):
+    """Something happened that must not, whatever goes wrong; `reason` is one line."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Standing(Protocol):
+    """What a check may ask of a peer in the network."""
+
+    place: int
+    name: str
+    lying: bool
+
+    def timer_count(self) -> int:
+        """Return how many timers it has set."""
+
+    def held(self) -> int:
+        """Return how many statements, chunks and the like its machine stores; 0 where the machine does not tell."""
+
+    def contribution(self) -> Vector | None:
+        """Return what it averages in its round, which masks hide on the wire; None where its machine does not tell."""
+
+    def undelivered(self) -> int:
+        """Return how many messages of it are under way or queued on its fullest link."""
+
+
+class Step(NamedTuple):
+    """An input to an honest peer's machine, and what it answered."""
+
+    peer: Standing
+    input: Input
+    effects: Sequence[Effect]
+
+
+class Check:
+    """One rule; does nothing by default."""
+
+    watches_liars = False
+    """Whether it is shown what lying peers do, too."""
+
+    def step(self, step: Step) -> None:
+        """Check a step before its effects are carried out.
+
+        Raises:
+            InvariantViolated: it must not have.
+        """
+
+    def durable(self, peer: Standing, record: Record) -> None:
+        """Note that `record` survives a crash from now on."""
+
+    def disk_lost(self, peer: Standing) -> None:
+        """Note that nothing that the peer wrote is there any more."""
+
+
+@dataclass
+class _Spent:
+    """What one peer uploaded and voted for, and has on its disk, over all its lives."""
+
+    uploads: dict[Round, bytes] = field(default_factory=dict)
+    chunks: dict[tuple[Round, bytes, int], bytes] = field(default_factory=dict)
+    votes: dict[tuple[Round, bytes], tuple[int, ...]] = field(default_factory=dict)
+    uploading: set[tuple[Round, bytes]] = field(default_factory=set)
+    voted: set[tuple[Round, bytes, tuple[int, ...]]] = field(default_factory=set)
+
+
+class SpentOnce(Check):
+    """At most one upload for a round number, one content of each of its chunks, and one vote for a session.
+
+    Over all lives of a peer whose disk survives; and each only once its record is durable.
+    A peer that lost its disk begins anew here: that it stays out of what it took part in is for other peers to tell it.
+    """
+
+    def __init__(self) -> None:
+        self._peers: dict[int, _Spent] = {}
+
+    def step(self, step: Step) -> None:
+        """See `Check`."""
+        peer = step.peer
+        for effect in step.effects:
+            if isinstance(effect, SendBulk):
+                if isinstance(effect.message, Chunk) and effect.message.part is Part.UPLOAD:
+                    self._upload(peer, effect.message, effect.payload)
+            elif isinstance(effect, Send):
+                message = effect.message
+                if isinstance(message, Told):
+                    self._statement(peer, message.statement.signer, message.statement.content)
+                elif isinstance(message, Proof):
+                    for statement in message.statements:
+                        self._statement(peer, statement.signer, statement.content)
+
+    def durable(self, peer: Standing, record: Record) -> None:
+        """See `Check`."""
+        if isinstance(record, Uploading):
+            self._of(peer).uploading.add((record.round, record.session))
+        elif isinstance(record, Voted):
+            self._of(peer).voted.add((record.round, record.session, record.survivors))
+
+    def disk_lost(self, peer: Standing) -> None:
+        """See `Check`."""
+        self._peers.pop(peer.place, None)
+
+    def _of(self, peer: Standing) -> _Spent:
+        return self._peers.setdefault(peer.place, _Spent())
+
+    def _upload(self, peer: Standing, chunk: Chunk, payload: Payload) -> None:
+        spent = self._of(peer)
+        if (chunk.round, chunk.session) not in spent.uploading:
+            raise InvariantViolated(f"{peer.name} uploads in round {chunk.round} before its record of that is durable")
+        if spent.uploads.setdefault(chunk.round, chunk.session) != chunk.session:
+            raise InvariantViolated(f"{peer.name} uploads in two sessions of round {chunk.round}")
+        content = payload.tobytes()
+        if spent.chunks.setdefault((chunk.round, chunk.session, chunk.chunk), content) != content:
+            raise InvariantViolated(f"{peer.name} uploads two contents of chunk {chunk.chunk} in round {chunk.round}")
+
+    def _statement(self, peer: Standing, signer: int, content: object) -> None:
+        if signer != peer.place or not isinstance(content, Vote):
+            return
+        spent = self._of(peer)
+        if spent.votes.setdefault((content.round, content.session), content.survivors) != content.survivors:
+            raise InvariantViolated(
+                f"{peer.name} votes for two sets of survivors in a session of round {content.round}"
+            )
+        if (content.round, content.session, content.survivors) not in spent.voted:
+            raise InvariantViolated(f"{peer.name} votes in round {content.round} before its record of that is durable")
+
+
+class OffersAnswered(Check):
+    """An offer is answered exactly once, and nothing else is answered so."""
+
+    def step(self, step: Step) -> None:
+        """See `Check`."""
+        peer, input, effects = step
+        offered = isinstance(input, BulkOffered)
+        answers = 0
+        for effect in effects:
+            kind = type(effect)
+            if kind is AcceptBulk or kind is RefuseBulk or (offered and kind is Disconnect):
+                answers += 1
+        if answers != offered:
+            raise InvariantViolated(f"{peer.name} answers {type(input).__name__} with {answers} verdicts on a payload")
+
+
+class Bounds(Check):
+    """What a peer holds is bounded.
+
+    Args:
+        timers: that a machine may have set.
+        held: what `held()` of a machine may return.
+        undelivered: messages on one link that were sent and have not arrived.
+    """
+
+    def __init__(self, timers: int = 100, held: int = 5000, undelivered: int = 300) -> None:
+        self._timers, self._held, self._undelivered = timers, held, undelivered
+        self._steps = 0
+
+    def step(self, step: Step) -> None:
+        """See `Check`."""
+        peer = step.peer
+        if peer.timer_count() > self._timers:
+            raise InvariantViolated(f"{peer.name} has {peer.timer_count()} timers; {self._timers} are allowed")
+        self._steps += 1
+        if self._steps % 8:
+            return  # To count takes time, and what has grown too large is so a few steps later, too.
+        if (held := peer.held()) > self._held:
+            raise InvariantViolated(f"{peer.name} holds {held} things; {self._held} are allowed")
+        if (queued := peer.undelivered()) > self._undelivered:
+            raise InvariantViolated(f"{peer.name} has {queued} messages under way on one link")
+
+
+def weighted_average(chunks: Sequence[Vector]) -> Vector:
+    """Return what an aggregator makes of uploaded chunks, each float32 [weight, values...]: the same, of all.
+
+    A second way to what `p2pfl.gossip.session.reduce` computes, to compare with.
+    """
+    stacked = np.stack(chunks).astype(np.float64)
+    total = stacked[:, 0].sum()
+    values = (stacked[:, :1] * stacked[:, 1:]).sum(axis=0) / total
+    return np.concatenate(([total], values)).astype(np.float32)
+
+
+@dataclass
+class _Sums:
+    """What is known of one session.
+
+    Attributes:
+        members: how many; 0 while unknown.
+        uploads: by chunk and uploader, all contents that it sent.
+        survivors: every set that somebody voted for.
+        results: by chunk, once it was seen to be the average of the survivors' uploads.
+    """
+
+    round: Round
+    members: int = 0
+    uploads: dict[tuple[int, int], dict[bytes, Vector]] = field(default_factory=dict)
+    survivors: set[tuple[int, ...]] = field(default_factory=set)
+    results: dict[int, Vector] = field(default_factory=dict)
+
+
+class AveragesComputed(Check):
+    """Nobody adopts an average that nobody computed.
+
+    A result that an honest peer sends is the average of what the survivors uploaded, for survivors that somebody voted
+    for, and there is one result of each chunk of a session. The base of a checkpoint is the one before, or the results
+    of one session; or the one before, or a released average, with some chunks replaced by results of one session.
+
+    Args:
+        initial: the common initial model, float32 [parameters].
+        bounds: the first index of a chunk and the first after it, from (parameters, members, chunk).
+        tolerance: by which a result may be off beside float32: what a ring's fixed point rounds away.
+    """
+
+    watches_liars = True
+
+    def __init__(
+        self, initial: Vector, bounds: Callable[[int, int, int], tuple[int, int]], tolerance: float = 1e-30
+    ) -> None:
+        self._bounds, self._initial, self._tolerance = bounds, initial, tolerance
+        self._sessions: dict[bytes, _Sums] = {}
+        self._bases: dict[int, Vector] = {}
+        self._released = {initial.tobytes()}
+
+    def step(self, step: Step) -> None:
+        """See `Check`."""
+        for effect in step.effects:
+            if isinstance(effect, SendBulk):
+                if isinstance(effect.message, Chunk) and effect.message.part is not Part.AVERAGE:
+                    self._chunk(step.peer, effect.message, effect.payload)
+            elif isinstance(effect, Send):
+                if isinstance(effect.message, Told):
+                    self._told(effect.message.statement.content)
+            elif isinstance(effect, Persist) and isinstance(effect.record, Checkpoint) and not step.peer.lying:
+                self._checkpoint(step.peer, effect.record)
+
+    def disk_lost(self, peer: Standing) -> None:
+        """See `Check`."""
+        self._bases.pop(peer.place, None)
+
+    def _of(self, round: Round, session: bytes) -> _Sums:
+        return self._sessions.setdefault(session, _Sums(round))
+
+    def _told(self, content: Content) -> None:
+        if isinstance(content, Vote):
+            self._of(content.round, content.session).survivors.add(content.survivors)
+        elif isinstance(content, Roots):
+            self._of(content.round, content.session).members = len(content.digests)
+
+    def _chunk(self, peer: Standing, chunk: Chunk, payload: Payload) -> None:
+        sums = self._of(chunk.round, chunk.session)
+        if chunk.part is Part.UPLOAD:
+            plain = self._in_the_clear(peer, chunk, payload, sums.members)
+            sums.uploads.setdefault((chunk.chunk, peer.place), {})[plain.tobytes()] = plain
+            return
+        payload = np.asarray(payload, np.float32)
+        if chunk.chunk in sums.results:
+            if payload.tobytes() != sums.results[chunk.chunk].tobytes() and not peer.lying:
+                raise InvariantViolated(f"{peer.name} sends a second result of a chunk in round {chunk.round}")
+        elif self._is_average(sums, chunk.chunk, payload):
+            sums.results[chunk.chunk] = payload
+        elif not peer.lying:
+            raise InvariantViolated(f"{peer.name} sends a result in round {chunk.round} that no uploads give")
+
+    def _in_the_clear(self, peer: Standing, chunk: Chunk, payload: Payload, members: int) -> Vector:
+        """Return an upload as float32 [weight, values...]; not a number where a liar hides what it sends."""
+        if payload.dtype == np.float32:
+            return np.asarray(payload, np.float32)
+        whole = None if peer.lying else peer.contribution()
+        if whole is None:
+            return np.full(1, np.nan, np.float32)
+        first, end = self._bounds(len(whole), members, chunk.chunk)
+        return np.concatenate(([1.0], whole[first:end])).astype(np.float32)
+
+    def _is_average(self, sums: _Sums, chunk: int, result: Vector) -> bool:
+        for survivors in sorted(sums.survivors):
+            contents = [sums.uploads.get((chunk, place), {}) for place in survivors]
+            for uploads in product(*(each.values() for each in contents)):
+                if any(np.isnan(upload).all() for upload in uploads):
+                    return True
+                if np.allclose(weighted_average(uploads), result, rtol=1e-6, atol=self._tolerance):
+                    return True
+        return False
+
+    def _checkpoint(self, peer: Standing, checkpoint: Checkpoint) -> None:
+        before = self._bases.get(peer.place, self._initial)
+        self._bases[peer.place] = base = checkpoint.base
+        if base is before or base.tobytes() in self._released or base.tobytes() == before.tobytes():
+            return
+        sessions = self._sessions.values()
+        if any(self._replaced(base, None, sums) for sums in sessions):
+            self._released.add(base.tobytes())
+            return
+        # It may have caught up with a released average since its last checkpoint.
+        others = [np.frombuffer(released, np.float32) for released in sorted(self._whole())]
+        if not any(self._replaced(base, each, sums) for each in (before, *others) for sums in sessions):
+            raise InvariantViolated(f"{peer.name} adopts a base in round {checkpoint.round - 1} that nobody computed")
+
+    def _whole(self) -> set[bytes]:
+        """Return the averages of all sessions whose results are all known, and the initial model."""
+        whole = {self._initial.tobytes()}
+        for sums in self._sessions.values():
+            if sums.members and len(sums.results) == sums.members:
+                whole.add(np.concatenate([sums.results[chunk][1:] for chunk in range(sums.members)]).tobytes())
+        return whole
+
+    def _replaced(self, base: Vector, before: Vector | None, sums: _Sums) -> bool:
+        """Return whether each chunk of `base` is a result of the session, or, where there is one, that of `before`."""
+        for chunk in range(sums.members):
+            part = slice(*self._bounds(len(base), sums.members, chunk))
+            result = sums.results.get(chunk)
+            computed = result is not None and base[part].tobytes() == result[1:].tobytes()
+            kept = before is not None and base[part].tobytes() == before[part].tobytes()
+            if not (computed or kept):
+                return False
+        return sums.members > 0
