@@ -5,7 +5,7 @@ both are on the disk before the first byte, and before the signature, leaves.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,11 +40,13 @@ class Checkpoint:
         round: the next one; every lower number is over for this peer.
         base: the last adopted average, float32 [parameters].
         update: what local training added to it and no sum has taken in, float32 [parameters]; None for nothing.
+        released: the round whose released average `base` is; -1 for the initial model.
     """
 
     round: Round
     base: NDArray[np.float32]
     update: NDArray[np.float32] | None
+    released: int = -1
 
 
 Record = Uploading | Voted | Checkpoint
@@ -70,5 +72,5 @@ def resume(checkpoint: Checkpoint, records: Sequence[Uploading | Voted]) -> Resu
     """
     above = max([checkpoint.round - 1, *(record.round for record in records)])
     spent = any(isinstance(record, Uploading) and record.round >= checkpoint.round for record in records)
-    kept = Checkpoint(checkpoint.round, checkpoint.base, None) if spent else checkpoint
+    kept = replace(checkpoint, update=None) if spent else checkpoint
     return Resume(kept, above)

@@ -32,8 +32,8 @@ from p2pfl.core.statements import (
 
 VERSION = 2
 MAX_HEADER_BYTES = 200
-MAX_MESSAGE_BYTES = 32 * 1024
-"""The proof of a released average in a group of 64 members: its votes and results are 18 kB."""
+MAX_MESSAGE_BYTES = 40 * 1024
+"""The proof of a released average in a group of 64 members under `gm`, whose signatures are 128 bytes, is 34 kB."""
 MAX_STATEMENTS = 3 * MAX_GROUP
 CHARTER_HASH_BYTES = 32
 LENGTH_BYTES = 2

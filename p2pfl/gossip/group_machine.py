@@ -22,6 +22,7 @@ from p2pfl.core.errors import (
     P2pflError,
     RemoteError,
     RoundFailed,
+    TooLarge,
     WrongCharter,
 )
 from p2pfl.core.ids import PeerId, Round, Seconds
@@ -57,7 +58,7 @@ from p2pfl.core.machine import (
     Vector,
     WorkFailed,
 )
-from p2pfl.core.statements import MAX_GROUP, Statement
+from p2pfl.core.statements import MAX_GROUP, Advert, Enrolment, Statement
 from p2pfl.core.trace import LinkChanged, Note, PeerFinished, Refused, RoundEnded, State, StateChanged
 from p2pfl.core.wire import Bye, Chunk, Have, Hello, Message, Part, Ping, Proof, Told, Want
 from p2pfl.gossip.grouping import bearable_colluders, groups
@@ -85,6 +86,8 @@ MOST_EARLY = 8
 RATE, BURST = 500.0, 3000.0
 """Statements a second, and at once, that are taken from one neighbor; the check of a signature takes 0.1 ms. A round
 of a group of 16 has 130, and each can come from anybody; twice that in a burst for two rounds."""
+HAVE_COST = 10.0
+"""Of an answer to what a member lacks: up to some hundred statements, which are sent as they are."""
 LEAST_WAIT = 0.25
 """Seconds that a stage waits at least before it takes somebody for gone; a guess for links between continents."""
 
@@ -199,7 +202,7 @@ class GroupMachine:
         if resume is not None:
             self._base, self._update = resume.checkpoint.base, resume.checkpoint.update
             self._round, self._above = resume.checkpoint.round, resume.above
-            self._synced = Round(self._round - 1)
+            self._synced = Round(resume.checkpoint.released)
         self._state = State.STARTING
         self._session: Session | None = None
         self._past: dict[Round, Session] = {}
@@ -225,6 +228,7 @@ class GroupMachine:
         self._closing: RoundEnded | None = None
         self._tries = 0
         self._agreed = False
+        self._is_noted = False
         self._stop_asked = False
 
     @property
@@ -380,7 +384,8 @@ class GroupMachine:
                 self._latest[signer] = statement
         elif self._round < round <= self._round + LOOKAHEAD or (session is None and round == self._round):
             early = self._early.setdefault(place, [])
-            if len(early) < MOST_EARLY * LOOKAHEAD and statement not in early:
+            is_first = isinstance(statement.content, Advert | Enrolment)  # the rest means nothing before these
+            if is_first and len(early) < MOST_EARLY * LOOKAHEAD and statement not in early:
                 early.append(statement)
         return []
 
@@ -397,7 +402,7 @@ class GroupMachine:
     def _on_have(self, place: int, have: Have, now: Seconds) -> list[Effect]:
         session = self._session_of(have.round)
         if session is not None:
-            return session.answer_have(place, have, now)
+            return session.answer_have(place, have, now) if self._spend(place, now, HAVE_COST) else []
         return [self._ping(place)] if have.round < self._round and self._spend(place, now) else []
 
     def _on_want(self, place: int, want: Want, now: Seconds) -> list[Effect]:
@@ -429,6 +434,11 @@ class GroupMachine:
         peer = self._plan.roster[place]
         if not isinstance(message, Chunk):
             return self._drop(peer, Malformed("announced a payload that no group sends", peer))
+        most = 4 * (self._plan.parameters + MAX_GROUP)
+        if message.length > most:
+            return self._drop(
+                peer, TooLarge(f"announced {message.length} bytes; no payload has more than {most}", peer)
+            )
         try:
             refusal = self._refusal(place, message)
         except RemoteError as error:
@@ -489,6 +499,7 @@ class GroupMachine:
         self._above = self._round - 1
         self._round_began, self._loss, self._steps = now, None, 0
         self._behind_at = self._advert_at = None
+        self._is_noted = False
         # After training only averages meet that were released before; and what a mask hid must not come out there.
         masks = self._masks if self._round < self._plan.rounds else None
         session = Session(self._plan.terms(self._round), self._keyring, self._patience, now, masks)
@@ -563,10 +574,24 @@ class GroupMachine:
             session.training_ends = self._round_began + self._plan.window
         expected = self._members.expected(session.terms.group, self._round)
         effects += self._of_session(session.advance(now, expected))
+        effects += self._note_waiting(session)
         self._give_up_if_behind(session, now)
         if session.outcome is not None:
             effects += self._close(session, now)
         return effects
+
+    def _note_waiting(self, session: Session) -> list[Effect]:
+        """Tell, once a round, an operator whose peer waits for others that it does."""
+        if self._is_noted or not session.is_short:
+            return []
+        self._is_noted = True
+        missing = [self._plan.names[who] for who in session.terms.group if who != self._plan.me]
+        absent = [name for name in missing if name in self._absent_names(session)]
+        waits = f"round {self._round} waits: a sum takes {self._plan.least} members, and of this group's"
+        return [Emit(Note(f"{waits} {', '.join(absent)} did not take part so far"))]
+
+    def _absent_names(self, session: Session) -> set[str]:
+        return {self._plan.names[who] for who in session.absent()}
 
     def _give_up_if_behind(self, session: Session, now: Seconds) -> None:
         """Leave a round that the others are through with; first give them time to tell how it ended."""
@@ -599,10 +624,10 @@ class GroupMachine:
         for who in session.terms.group:
             if who != self._plan.me:
                 took_part = session.took_part(who)
-                self._members[who].in_step = took_part
+                self._members[who].note_round(self._round, took_part)
         self._patience = session.patience
         self._closing = self._record(session, now)
-        return [Persist("checkpoint/", Checkpoint(Round(self._round + 1), self._base, self._update))]
+        return [Persist("checkpoint/", Checkpoint(Round(self._round + 1), self._base, self._update, self._synced))]
 
     def _record(self, session: Session, now: Seconds) -> RoundEnded:
         names, me = self._plan.names, self._plan.me
@@ -758,7 +783,8 @@ class GroupMachine:
 
     def _start_if_linked(self, now: Seconds) -> list[Effect]:
         linked = len(self._members.linked())
-        running = self._members.front(self._plan.colluders) > self._round
+        # More than c members that are under way, here or further on, say that the federation runs.
+        running = self._members.front(self._plan.colluders) >= max(1, self._round)
         if linked < len(self._plan.roster) - 1 and not running:
             return []
         return [CancelTimer("start"), *self._go_on(now)]

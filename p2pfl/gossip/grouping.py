@@ -8,7 +8,11 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from p2pfl.core.canonical import canonical
+from p2pfl.core.charter import AveragingTerms
 from p2pfl.core.ids import Round
+
+LEAST_MASKED = 3
+"""Of two members' sum each learns the other's update."""
 
 
 def groups(beacon: bytes, round: Round, members: Sequence[int], size: int) -> tuple[tuple[int, ...], ...]:
@@ -31,6 +35,27 @@ def groups(beacon: bytes, round: Round, members: Sequence[int], size: int) -> tu
     sizes = [len(order) // count + (number < len(order) % count) for number in range(count)]
     ends = list(accumulate(sizes))
     return tuple(tuple(sorted(order[end - width : end])) for end, width in zip(ends, sizes, strict=True))
+
+
+def averaging_faults(members: int, averaging: AveragingTerms) -> list[str]:
+    """Return why so many members cannot average in groups as the charter says, a line each."""
+    if averaging.topology != "groups" or averaging.masks == "off":
+        return []
+    if members < LEAST_MASKED:
+        return [
+            f"{members} members with averaging.masks = on: from the average each would learn the other's update; "
+            f"find {LEAST_MASKED - members} more, or set masks to off"
+        ]
+    size = min(averaging.group_size, members)
+    count = max(1, members // size)
+    sizes = {members // count, -(-members // count)}
+    borne = min(bearable_colluders(each) for each in sizes)
+    if averaging.colluders > borne:
+        return [
+            f"averaging.colluders is {averaging.colluders}, and groups of {min(sizes)} to {max(sizes)} bear {borne}; "
+            "lower it, or make the groups larger"
+        ]
+    return []
 
 
 def threshold(members: int) -> int:

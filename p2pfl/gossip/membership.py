@@ -33,6 +33,8 @@ class Known:
         claim: the latest round that it itself said it is in.
         left_after: the last round it takes part in, if it said so.
         in_step: whether it took part in the last round in which it was waited for.
+        vain: in how many rounds in a row it was waited for in vain.
+        again_at: the first round in which its word that it is there makes others wait for it again.
         spent: how much of its budget of messages is used up, at `spent_at`.
     """
 
@@ -41,6 +43,8 @@ class Known:
     claim: Round = NO_ROUND
     left_after: Round | None = None
     in_step: bool = True
+    vain: int = 0
+    again_at: Round = NO_ROUND
     spent: float = 0.0
     spent_at: float = 0.0
 
@@ -50,7 +54,21 @@ class Known:
             return Standing.LEFT
         if not self.linked:
             return Standing.UNREACHABLE
-        return Standing.HERE if self.in_step or self.claim >= round else Standing.LATE
+        is_back = self.claim >= round >= self.again_at
+        return Standing.HERE if self.in_step or is_back else Standing.LATE
+
+    def note_round(self, round: Round, took_part: bool) -> None:
+        """Note whether the member took part in a round that is over.
+
+        One that only says that it is there is waited for again after 2 rounds, then 4, 8 and so on: else its word would
+        cost each round the group's whole patience.
+        """
+        if took_part:
+            self.vain = 0
+        elif self.standing(round) is Standing.HERE:
+            self.vain = min(self.vain + 1, 20)
+            self.again_at = Round(round + 2**self.vain)
+        self.in_step = took_part
 
 
 class Members:

@@ -1,12 +1,13 @@
 """Mixing matrices, and what their spectrum says about the speed of consensus."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
 from p2pfl.core.machine import Vector
+from p2pfl.gossip.topology import gaps
 
 _BLOCK = 1 << 16
 """Values averaged at a time: 256 KiB of float32, which stays in a core's cache."""
@@ -20,9 +21,32 @@ def metropolis_hastings(graph: nx.Graph) -> NDArray[np.float64]:
     """
     matrix = np.zeros((len(graph), len(graph)))
     for i, j in graph.edges:
-        matrix[i, j] = matrix[j, i] = 1.0 / (1 + max(graph.degree[i], graph.degree[j]))
+        matrix[i, j] = matrix[j, i] = weight(graph, i, j)
     np.fill_diagonal(matrix, 1.0 - matrix.sum(axis=1))
     return matrix
+
+
+def weight(graph: nx.Graph, i: int, j: int) -> float:
+    """Return the Metropolis-Hastings weight of the link between `i` and `j`."""
+    return 1.0 / (1 + max(int(graph.degree[i]), int(graph.degree[j])))
+
+
+def bypasses(graph: nx.Graph, me: int, dead: Collection[int]) -> dict[int, float]:
+    """Return the links by which `me` goes around dead neighbors: to whom, and with which weight.
+
+    The living around each gap (see `p2pfl.gossip.topology.gaps`) form a ring in the order of the roster. A link of it
+    weighs half of what the end that lost less has lost to the gap: so it weighs the same at both ends, and no row sums
+    to more than before. Where two are left, they are each other's next and previous, and the link counts twice. A
+    bypass to somebody who is a neighbor already adds to that link's weight.
+    """
+    links: dict[int, float] = {}
+    for part, rim in gaps(graph, me, dead):
+        lost = {node: sum(weight(graph, node, gone) for gone in part if gone in graph[node]) for node in rim}
+        place = rim.index(me)
+        for other in (rim[place - 1], rim[(place + 1) % len(rim)]):
+            if other != me:
+                links[other] = links.get(other, 0.0) + min(lost[me], lost[other]) / 2
+    return links
 
 
 def spectral_gap(matrix: NDArray[np.float64]) -> float:

@@ -3,13 +3,17 @@
 A round waits for the neighbors that are linked and keep step, at most until the charter's deadline. A neighbor that
 is gone, has left, or let a deadline pass is not waited for until it is heard in the current round again; its weight
 goes to the peer itself, and the round's record names it and the reason. So a dead neighbor costs at most one
-deadline, and a stopped network connection nothing.
+deadline, and a stopped network connection nothing. Where it stays away, those around it link to each other in its
+place until it is back (see `bypasses` in `p2pfl.gossip.mixing`).
+
+A peer that falls far behind its neighbors goes to their round with the vector it has: neighbors average their models
+here anyway.
 
 Updates of the current and the next rounds are kept, one for each neighbor and round; anything else is refused before
 a byte of it is allocated.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import networkx as nx
@@ -27,7 +31,7 @@ from p2pfl.core.errors import (
     WrongCharter,
 )
 from p2pfl.core.ids import PeerId, Round, Seconds
-from p2pfl.core.ledger import Resume
+from p2pfl.core.ledger import Checkpoint, Resume
 from p2pfl.core.machine import (
     AcceptBulk,
     Adopt,
@@ -41,12 +45,15 @@ from p2pfl.core.machine import (
     Effect,
     Emit,
     Finish,
+    Forsake,
     Input,
     LinkDown,
     LinkUp,
+    Persist,
     Persisted,
     Received,
     RefuseBulk,
+    Seek,
     Send,
     SendBulk,
     SetTimer,
@@ -58,15 +65,33 @@ from p2pfl.core.machine import (
     Vector,
     WorkFailed,
 )
-from p2pfl.core.trace import LinkChanged, PeerFinished, Refused, RoundEnded, State, StateChanged
-from p2pfl.core.wire import Bye, Message, Ping, Update
+from p2pfl.core.trace import (
+    LinkChanged,
+    MemberChanged,
+    Note,
+    PeerFinished,
+    Refused,
+    RoundEnded,
+    State,
+    StateChanged,
+)
+from p2pfl.core.wire import Bye, Hello, Message, Ping, Update
 from p2pfl.gossip.average import Average, average
-from p2pfl.gossip.mixing import metropolis_hastings
+from p2pfl.gossip.membership import NO_ROUND, Known, Standing
+from p2pfl.gossip.mixing import bypasses, weight
 from p2pfl.gossip.settle import Claim, Settling
-from p2pfl.gossip.topology import diameter, overlay
+from p2pfl.gossip.topology import around, diameter, gaps, overlay
 
 LOOKAHEAD = 2
 """How many rounds ahead of one's own an update is kept; the design's r to r + 2."""
+LIARS = 1
+"""How many neighbors may claim a later round than they are in without dragging this peer along."""
+PATIENCE = 3
+"""Silences (`deadlines.silence`) after which an unreachable neighbor is bypassed. A guess: a restart takes less."""
+MOST_SOUGHT = 32
+"""Members beside the neighbors to which links are kept up. A guess: more than die around one peer."""
+CHECKPOINT_PAUSE = Seconds(1.0)
+"""Between the beginnings of two checkpoints. A guess: what a crash costs a peer, which then follows its neighbors."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +102,8 @@ class Plan:
         me: this peer.
         charter: the charter's hash.
         names: the members' names, for the trace.
+        roster: all members.
+        graph: the overlay; node i is the i-th of the roster.
         weights: this peer's row of the mixing matrix, neighbors only.
         diameter: of the overlay, in hops.
         parameters: length of the vector.
@@ -85,6 +112,8 @@ class Plan:
     me: PeerId
     charter: bytes
     names: Mapping[PeerId, str]
+    roster: tuple[PeerId, ...]
+    graph: nx.Graph
     weights: Mapping[PeerId, float]
     diameter: int
     parameters: int
@@ -102,13 +131,14 @@ class Plan:
         """
         roster = charter.roster()
         graph = overlay_of(charter)
-        matrix = metropolis_hastings(graph)
         node = roster.index(me)
         return cls(
             me=me,
             charter=charter.hash(),
             names={PeerId(member.peer_id): member.name for member in charter.members},
-            weights={roster[other]: float(matrix[node, other]) for other in sorted(graph.neighbors(node))},
+            roster=roster,
+            graph=graph,
+            weights={roster[other]: weight(graph, node, other) for other in sorted(graph.neighbors(node))},
             diameter=diameter(graph),
             parameters=charter.model.parameters,
             rounds=charter.training.rounds,
@@ -124,13 +154,13 @@ def overlay_of(charter: Charter) -> nx.Graph:
 
 
 @dataclass
-class _Neighbor:
-    """What is known of a neighbor."""
+class _Neighbor(Known):
+    """What is known of a member that is a neighbor, or may become one."""
 
-    linked: bool = False
-    heard_at: float = 0.0
-    left_after: Round | None = None
-    in_step: bool = True
+    lost_at: float = 0.0
+    """When its link was lost, or first wanted."""
+    told: Standing = Standing.UNREACHABLE
+    """What the trace says of it."""
     misses: int = 0
     """Deadlines it let pass since it was last heard in time."""
     late: int = 0
@@ -154,10 +184,16 @@ class PeerMachine:
         self._waiting = False
         self._averaging = False
         self._loss: float | None = None
-        self._settling = Settling(plan.diameter, members=len(plan.names))
+        self._settling = self._settling_from(self._round)
         self._agreed = False
         self._stop_asked = False
-        self._neighbors = {peer: _Neighbor() for peer in plan.weights}
+        self._start_at = Seconds(0.0)
+        self._persisting = False
+        self._persist_from = Seconds(0.0)
+        self._members = {peer: _Neighbor() for peer in plan.roster if peer != plan.me}
+        self._weights = plan.weights
+        self._dead: frozenset[PeerId] = frozenset()
+        self._sought: frozenset[PeerId] = frozenset()
 
     def handle(self, input: Input, now: Seconds) -> list[Effect]:  # noqa: PLR0912 - a case for each input
         """Take one input; see `p2pfl.core.machine.Machine`."""
@@ -169,11 +205,11 @@ class PeerMachine:
             case LinkUp(peer):
                 return self._on_link_up(peer, now)
             case LinkDown(peer, reason):
-                return self._on_link_down(peer, reason)
+                return self._on_link_down(peer, reason, now)
             case Received(peer, message):
-                return self._guarded(peer, message, now) or self._on_message(peer, message)
+                return self._guarded(peer, message, now) or self._on_message(peer, message, now)
             case BulkOffered(peer, message):
-                return self._guarded(peer, message, now) or self._on_offer(peer, message)
+                return self._guarded(peer, message, now) or self._on_offer(peer, message, now)
             case BulkReceived(peer, message, payload):
                 return self._on_update(peer, message, payload, now)
             case TimerFired(key):
@@ -187,73 +223,151 @@ class PeerMachine:
             case StopRequested():
                 return self._on_stop(now)
             case Persisted():
-                raise OutOfTurn("a record was kept that nobody asked for")
+                if not self._persisting:
+                    raise OutOfTurn("a record was kept that nobody asked for")
+                self._persisting = False
+                return []
 
     # Links
+
+    def _neighbors(self) -> Iterator[tuple[PeerId, _Neighbor]]:
+        """Return whom this peer averages with: its neighbors, and those in the place of dead ones."""
+        return ((peer, self._members[peer]) for peer in self._weights)
 
     def _on_started(self, now: Seconds) -> list[Effect]:
         if self._state is not State.STARTING:
             raise OutOfTurn("started twice")
         effects = self._enter(State.LINKING)
-        effects.append(SetTimer("start", Seconds(now + self._plan.deadlines.start)))
+        self._start_at = Seconds(now + self._plan.deadlines.start)
+        effects.append(SetTimer("start", self._start_at))
         return effects + self._set_heartbeat(now)
 
     def _on_link_up(self, peer: PeerId, now: Seconds) -> list[Effect]:
-        neighbor = self._neighbors.get(peer)
+        neighbor = self._members.get(peer)
         if neighbor is None:
-            return [Disconnect(peer, NotAMember("is not a neighbor on this overlay", peer))]
+            return [Disconnect(peer, NotAMember("is not a member", peer))]
         neighbor.linked, neighbor.heard_at, neighbor.left_after, neighbor.reached = True, now, None, -1
-        effects: list[Effect] = [Emit(LinkChanged(self._name(peer), up=True))]
+        ping = Send(peer, Ping(self._plan.charter, self._round))
+        effects: list[Effect] = [Emit(LinkChanged(self._name(peer), up=True)), ping]
         if self._state is State.LINKING:
-            return effects + self._start_if_linked(now)
+            return effects + self._tell_standings() + self._start_if_linked(now)
         # Whether it keeps step is known once an update of the current round arrives.
         neighbor.in_step = False
-        if self._waiting or self._averaging:
+        effects += self._repair(now)
+        if peer in self._weights and (self._waiting or self._averaging):
             effects.append(self._update_for((peer,)))
         if self._state is State.LEAVING:
             effects.append(Send(peer, Bye(self._plan.charter, Round(self._round - 1))))
-        return effects
+        return effects + self._tell_standings()
 
-    def _on_link_down(self, peer: PeerId, reason: str) -> list[Effect]:
-        neighbor = self._neighbors.get(peer)
+    def _on_link_down(self, peer: PeerId, reason: str, now: Seconds) -> list[Effect]:
+        neighbor = self._members.get(peer)
         if neighbor is None or not neighbor.linked:
             return []
-        neighbor.linked = False
-        return [Emit(LinkChanged(self._name(peer), up=False, reason=reason)), *self._proceed()]
+        neighbor.linked, neighbor.lost_at, neighbor.claim = False, now, NO_ROUND
+        down = Emit(LinkChanged(self._name(peer), up=False, reason=reason))
+        return [down, *self._tell_standings(), *self._proceed()]
 
     def _start_if_linked(self, now: Seconds) -> list[Effect]:
-        if not all(neighbor.linked for neighbor in self._neighbors.values()):
+        """Begin once all neighbors are linked, or soon where those that are say that the federation runs."""
+        linked = [neighbor for _, neighbor in self._neighbors() if neighbor.linked]
+        ahead = sum(neighbor.claim > self._round for neighbor in linked)
+        if len(linked) == len(self._weights) or ahead > LIARS:
+            return self._begin(now)
+        soon = Seconds(now + self._plan.deadlines.heartbeat)
+        if not ahead or self._start_at <= soon:
             return []
-        return [CancelTimer("start"), *self._begin_round(now)]
+        self._start_at = soon
+        return [SetTimer("start", soon)]
 
     def _on_start_deadline(self, now: Seconds) -> list[Effect]:
-        if any(neighbor.linked for neighbor in self._neighbors.values()):
-            return self._begin_round(now)
-        names = ", ".join(self._name(peer) for peer in self._neighbors)
+        if any(neighbor.linked for _, neighbor in self._neighbors()):
+            return self._begin(now)
+        names = ", ".join(self._name(peer) for peer in self._weights)
         waited = f"no neighbor answered within {self._plan.deadlines.start:g} s"
         return self._finish(RoundFailed(f"{waited}: {names}; check their addresses, and that they run"))
+
+    def _begin(self, now: Seconds) -> list[Effect]:
+        for neighbor in self._members.values():
+            neighbor.lost_at = now
+        return [CancelTimer("start"), *self._catch_up(), *self._begin_round(now)]
+
+    def _repair(self, now: Seconds) -> list[Effect]:
+        """Go around neighbors that stay unreachable, and back to those that do not."""
+        limit = now - PATIENCE * self._plan.deadlines.silence
+        watched = self._sought.union(self._plan.weights)
+        dead = frozenset(
+            peer for peer in watched if not self._members[peer].linked and self._members[peer].lost_at < limit
+        )
+        if dead == self._dead:
+            return []
+        self._dead = dead
+        roster, graph = self._plan.roster, self._plan.graph
+        me, nodes = roster.index(self._plan.me), frozenset(map(roster.index, dead))
+        weights = dict(self._plan.weights)
+        for node, added in sorted(bypasses(graph, me, nodes).items()):
+            weights[roster[node]] = weights.get(roster[node], 0.0) + added
+        # Not only those of the ring: who else is dead around the gap decides who is next in it.
+        near = [node for part, rim in gaps(graph, me, nodes) for node in (*around(rim, me), *part)]
+        sought = frozenset([peer for node in near if (peer := roster[node]) not in self._plan.weights][:MOST_SOUGHT])
+        effects: list[Effect] = [Forsake(peer) for peer in sorted(self._sought - sought)]
+        for peer in sorted(sought - self._sought):
+            self._members[peer].lost_at = now
+            effects.append(Seek(peer))
+        if weights != self._weights:
+            effects.append(Emit(Note(self._way_around(weights))))
+        self._sought, self._weights = sought, weights
+        return effects + self._proceed()
+
+    def _way_around(self, weights: Mapping[PeerId, float]) -> str:
+        gone = ", ".join(self._name(peer) for peer in sorted(self._dead))
+        added = [peer for peer in weights if weights[peer] != self._plan.weights.get(peer)]
+        if not added:
+            return "back to the overlay of the charter"
+        return f"{gone} unreachable for long: averaging with {', '.join(map(self._name, added))} in place of it"
+
+    def _tell_standings(self) -> list[Effect]:
+        effects: list[Effect] = []
+        for peer, neighbor in self._neighbors():
+            standing = neighbor.standing(self._round)
+            if standing is not neighbor.told:
+                neighbor.told = standing
+                effects.append(Emit(MemberChanged(self._name(peer), standing)))
+        return effects
 
     # Messages
 
     def _guarded(self, peer: PeerId, message: Message, now: Seconds) -> list[Effect]:
         """Return what a message costs its sender that must not have been sent; nothing if it may be handled."""
-        neighbor = self._neighbors.get(peer)
+        neighbor = self._members.get(peer)
         if neighbor is None:
-            return self._drop(peer, NotAMember("is not a neighbor on this overlay", peer))
+            return self._drop(peer, NotAMember("is not a member", peer))
         if message.charter != self._plan.charter:
             theirs, ours = message.charter.hex()[:12], self._plan.charter.hex()[:12]
             return self._drop(peer, WrongCharter(f"sent a message under charter {theirs}, ours is {ours}", peer))
         neighbor.heard_at = now
         return []
 
-    def _on_message(self, peer: PeerId, message: Message) -> list[Effect]:
-        if not isinstance(message, Bye):
-            return []
-        neighbor = self._neighbors[peer]
-        neighbor.left_after = message.round
-        return self._proceed()
+    def _on_message(self, peer: PeerId, message: Message, now: Seconds) -> list[Effect]:
+        neighbor = self._members[peer]
+        match message:
+            case Hello(_, round):
+                neighbor.claim = round
+            case Ping(_, round):
+                neighbor.claim = max(neighbor.claim, round)
+            case Bye(_, round):
+                neighbor.left_after = round
+                return [*self._tell_standings(), *self._proceed()]
+            case _:
+                return []
+        return self._on_claim(now)
 
-    def _on_offer(self, peer: PeerId, message: Message) -> list[Effect]:
+    def _on_claim(self, now: Seconds) -> list[Effect]:
+        if self._state is State.LINKING:
+            return self._start_if_linked(now)
+        return self._proceed() if self._is_behind() else []
+
+    def _on_offer(self, peer: PeerId, message: Message, now: Seconds) -> list[Effect]:
         if not isinstance(message, Update):
             return self._drop(peer, Malformed("announced a payload with a message that has none", peer))
         wanted = 4 * self._plan.parameters
@@ -263,13 +377,17 @@ class PeerMachine:
                 peer,
                 kind(f"sent a model of {message.length / 4:g} values, the charter's has {self._plan.parameters}", peer),
             )
-        neighbor = self._neighbors[peer]
+        neighbor = self._members[peer]
+        neighbor.claim = max(neighbor.claim, message.round)
+        if peer not in self._weights:
+            return [RefuseBulk("this peer does not average with it now")]
         neighbor.reached = max(neighbor.reached, message.round)
         if message.round < self._round or (message.round == self._round and self._averaging):
             self._note_late(neighbor)
             return [RefuseBulk(f"late: round {message.round}, this peer is in {self._round}")]
         if message.round > self._round + LOOKAHEAD:
-            return [RefuseBulk(f"early: round {message.round}, this peer is in {self._round}")]
+            early = RefuseBulk(f"early: round {message.round}, this peer is in {self._round}")
+            return [early, *self._on_claim(now)]
         if message.round in neighbor.updates:
             return [RefuseBulk(f"round {message.round} is here already")]
         return [AcceptBulk()]
@@ -288,7 +406,7 @@ class PeerMachine:
     def _on_update(self, peer: PeerId, message: Message, payload: bytearray, now: Seconds) -> list[Effect]:
         if not isinstance(message, Update):
             raise OutOfTurn("a payload was received that was never accepted")
-        neighbor = self._neighbors[peer]
+        neighbor = self._members[peer]
         neighbor.heard_at = now
         if message.round < self._round or message.round in neighbor.updates:
             return []
@@ -310,6 +428,34 @@ class PeerMachine:
     def _is_settling(self) -> bool:
         return self._round >= self._plan.rounds
 
+    def _settling_from(self, round: Round) -> Settling:
+        step = max(0, round - self._plan.rounds)
+        return Settling(self._plan.diameter, members=len(self._plan.names), step=step, joined=step)
+
+    def _front(self) -> Round:
+        """Return where the neighbors are: the highest round that more of them than `LIARS` say they have reached.
+
+        Where no more than `LIARS` are linked, the one furthest behind is believed.
+        """
+        linked = (neighbor.claim for _, neighbor in self._neighbors() if neighbor.linked)
+        claims = sorted(linked, reverse=True)[: LIARS + 1]
+        last = self._plan.rounds + max(0, self._plan.settle_rounds - 1)
+        return Round(min(claims[-1], last)) if claims else NO_ROUND
+
+    def _is_behind(self) -> bool:
+        return self._front() > self._round + LOOKAHEAD
+
+    def _catch_up(self) -> list[Effect]:
+        """Go to the neighbors' round if it is far ahead."""
+        if not self._is_behind():
+            return []
+        before, self._round = self._round, self._front()
+        self._settling = self._settling_from(self._round)
+        for neighbor in self._members.values():
+            neighbor.updates = {round: kept for round, kept in neighbor.updates.items() if round >= self._round}
+        told = f"went from round {before} to {self._round}, where the neighbors are"
+        return [Emit(Note(told)), Adopt(Round(self._round - 1), self._vector)]
+
     def _begin_round(self, now: Seconds) -> list[Effect]:
         self._round_began = now
         if not self._is_settling:
@@ -326,7 +472,7 @@ class PeerMachine:
 
     def _exchange(self, now: Seconds) -> list[Effect]:
         self._waiting = True
-        linked = tuple(peer for peer, neighbor in self._neighbors.items() if neighbor.linked)
+        linked = tuple(peer for peer, neighbor in self._neighbors() if neighbor.linked)
         deadline = Seconds(now + self._plan.deadlines.round)
         return [self._update_for(linked), SetTimer("round", deadline), *self._proceed()]
 
@@ -345,16 +491,17 @@ class PeerMachine:
         """Do whatever is waiting for neighbors, if none is to be waited for any more."""
         if self._state is State.LEAVING:
             return self._leave_if_alone()
-        if not self._waiting or any(map(self._is_awaited, self._neighbors.values())):
+        if not self._waiting:
             return []
-        return self._average()
+        awaited = any(self._is_awaited(neighbor) for _, neighbor in self._neighbors())
+        return [] if awaited and not self._is_behind() else self._average()
 
     def _average(self) -> list[Effect]:
         self._waiting, self._averaging = False, True
-        own, weights = self._vector, self._plan.weights
+        own, weights = self._vector, self._weights
         contributions = {
             peer: neighbor.updates[self._round][0]
-            for peer, neighbor in self._neighbors.items()
+            for peer, neighbor in self._neighbors()
             if self._round in neighbor.updates
         }
         size = own.nbytes * (1 + len(contributions))
@@ -373,15 +520,23 @@ class PeerMachine:
         self._vector = result.vector
         effects.append(Adopt(self._round, self._vector))
         if self._is_settling:
-            heard = [self._neighbors[peer].updates[self._round][1] for peer in result.heard]
-            complete = len(heard) == len(self._neighbors)
+            heard = [self._members[peer].updates[self._round][1] for peer in result.heard]
+            # Of the charter's overlay: who is bypassed may live elsewhere, with another model.
+            complete = set(self._plan.weights) <= set(result.heard)
             self._settling = self._settling.after_round(result.spread, heard, complete)
-        for neighbor in self._neighbors.values():
+        for neighbor in self._members.values():
             neighbor.updates.pop(self._round, None)
-        return effects + self._next_round(now)
+        return effects + self._persist(now) + self._next_round(now)
+
+    def _persist(self, now: Seconds) -> list[Effect]:
+        """Have the vector kept beside the next rounds, which do not wait for the disk."""
+        if self._persisting or now < self._persist_from:
+            return []
+        self._persisting, self._persist_from = True, Seconds(now + CHECKPOINT_PAUSE)
+        return [Persist("checkpoint", Checkpoint(Round(self._round + 1), self._vector, None))]
 
     def _record(self, result: Average, now: Seconds) -> RoundEnded:
-        absent = {self._name(peer): self._absence(peer, result) for peer in self._neighbors if peer not in result.heard}
+        absent = {self._name(peer): self._absence(peer, result) for peer in self._weights if peer not in result.heard}
         return RoundEnded(
             round=self._round,
             seconds=round(now - self._round_began, 6),
@@ -393,7 +548,7 @@ class PeerMachine:
         )
 
     def _absence(self, peer: PeerId, result: Average) -> str:
-        neighbor = self._neighbors[peer]
+        neighbor = self._members[peer]
         if peer in result.rejected:
             return "rejected: not finite"
         if neighbor.left_after is not None and neighbor.left_after < self._round:
@@ -409,9 +564,10 @@ class PeerMachine:
         self._loss = None
         if self._stop_asked:
             return self._leave(now)
+        effects = self._catch_up() + self._tell_standings()
         if self._is_settling and self._is_settled():
-            return self._leave(now)
-        return self._begin_round(now)
+            return effects + self._leave(now)
+        return effects + self._begin_round(now)
 
     def _is_settled(self) -> bool:
         verdict = self._settling.verdict()
@@ -420,7 +576,7 @@ class PeerMachine:
             return True
         alone = all(
             not neighbor.linked or (neighbor.left_after is not None and neighbor.left_after < self._round)
-            for neighbor in self._neighbors.values()
+            for _, neighbor in self._neighbors()
         )
         return alone or self._settling.step >= self._plan.settle_rounds
 
@@ -436,7 +592,7 @@ class PeerMachine:
         """Say goodbye, and stay until the neighbors have what they need: their own goodbye says so."""
         self._waiting = False
         last = Round(self._round - 1)
-        linked = [peer for peer, neighbor in self._neighbors.items() if neighbor.linked]
+        linked = [peer for peer, neighbor in self._members.items() if neighbor.linked]
         return [
             CancelTimer("round"),
             *self._enter(State.LEAVING),
@@ -446,7 +602,7 @@ class PeerMachine:
         ]
 
     def _leave_if_alone(self) -> list[Effect]:
-        here = any(neighbor.linked and neighbor.left_after is None for neighbor in self._neighbors.values())
+        here = any(neighbor.linked and neighbor.left_after is None for _, neighbor in self._neighbors())
         return [] if here and not self._stop_asked else self._finish(None)
 
     def _finish(self, error: P2pflError | None) -> list[Effect]:
@@ -467,9 +623,10 @@ class PeerMachine:
             case "heartbeat":
                 return self._on_heartbeat(now)
             case "round" if self._waiting:
-                for neighbor in filter(self._is_awaited, self._neighbors.values()):
-                    neighbor.in_step, neighbor.late = False, 0
-                    neighbor.misses += 1
+                for _, neighbor in self._neighbors():
+                    if self._is_awaited(neighbor):
+                        neighbor.in_step, neighbor.late = False, 0
+                        neighbor.misses += 1
                 return self._average()
             case "leave" if self._state is State.LEAVING:
                 return self._finish(None)
@@ -479,7 +636,9 @@ class PeerMachine:
         # A timer that comes late says that this peer slept, not its neighbors: what they sent is still to be read.
         slept = now - self._heartbeat_due > self._plan.deadlines.heartbeat
         effects = self._set_heartbeat(now)
-        for peer, neighbor in self._neighbors.items():
+        if self._state not in (State.LINKING, State.LEAVING):
+            effects += self._repair(now)
+        for peer, neighbor in self._members.items():
             if not neighbor.linked:
                 continue
             if slept:

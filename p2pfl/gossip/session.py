@@ -176,9 +176,9 @@ def digest(vector: Payload) -> bytes:
     return hashlib.sha256(vector.data.cast("B")).digest()
 
 
-def _sane_digest(vector: Vector) -> bytes | None:
-    """Return the digest of a chunk in the clear; None for one that must not enter a sum or a model."""
-    return digest(vector) if is_sane(vector) and vector[0] > 0 else None
+def _sane_digest(vector: Vector, most: float) -> bytes | None:
+    """Return the digest of a chunk in the clear, of at most this weight; None if it must not enter a sum or a model."""
+    return digest(vector) if is_sane(vector) and 0 < vector[0] <= most else None
 
 
 class Statements:
@@ -204,15 +204,21 @@ class Statements:
 
     def add(self, statement: Statement) -> bool:
         """Keep a statement; return whether it is new. The first of a signer stands."""
+        if not self.takes(statement):
+            return False
         content = statement.content
         key = content.attempt if isinstance(content, Advert | Enrolment) else content.session
         who = content.chunk if isinstance(content, Result) else statement.signer
-        held = self._held.setdefault((content.kind, key), {})
-        if who in held or self._is_full(content, who):
-            return False
-        held[who] = statement
+        self._held.setdefault((content.kind, key), {})[who] = statement
         self._said.setdefault((content.kind, key), {})[who] = content
         return True
+
+    def takes(self, statement: Statement) -> bool:
+        """Return whether there is a place for a statement."""
+        content = statement.content
+        key = content.attempt if isinstance(content, Advert | Enrolment) else content.session
+        who = content.chunk if isinstance(content, Result) else statement.signer
+        return who not in self._held.get((content.kind, key), {}) and not self._is_full(content, who)
 
     def contradicts(self, statement: Statement) -> bool:
         """Return whether the same signer has signed something else in the same place."""
@@ -455,12 +461,15 @@ class Session:
         if signer not in self.terms.group:
             raise Malformed(f"passed on a statement of member {signer}, who is not in this round's group")
         if self._statements.contradicts(statement):
+            if signer in self._suspects:
+                return False
             self._keyring.verify(signer, statement.body, statement.signature)
             self._suspects.add(signer)
             return False
         if isinstance(content, Enrolment) and not set(content.members) <= set(self.terms.group):
             raise Malformed("proposed members who are not in this round's group")
-        if not self._statements_allow(statement):
+        # What would not be kept is not worth a signature's check.
+        if not self._statements_allow(statement) or not self._statements.takes(statement):
             return False
         self._keyring.verify(signer, statement.body, statement.signature)
         added = self._statements.add(statement)
@@ -473,11 +482,14 @@ class Session:
     def _statements_allow(self, statement: Statement) -> bool:
         content = statement.content
         if isinstance(content, Result):
-            # Anybody may sign anything; only the aggregator's word and its deputy's count.
+            # Anybody may sign anything; only the aggregator's word counts, and its deputy's when that is overdue.
             members = self._work.members
             if content.session != self._work.session or not content.chunk < len(members):
                 return False
-            return statement.signer in _pair(members, content.chunk)
+            aggregator, deputy = _pair(members, content.chunk)
+            if statement.signer == deputy != aggregator and self._work.enrolled:
+                return self._now >= self._at.get("deputy", 0.0) - self._stage
+            return statement.signer in (aggregator, deputy)
         return True
 
     def wants_chunk(self, sender: int, chunk: Chunk) -> str | None:
@@ -530,12 +542,13 @@ class Session:
             key = f"upload/{chunk.chunk}/{sender}"
             return [Compute(key, lambda: (masked, digest(masked)), masked.nbytes)]
         vector: Vector = np.frombuffer(payload, np.dtype("<f4"))
+        members = float(len(self._work.members))
         if chunk.part is Part.RESULT:
             self._hashing.add((Part.RESULT, chunk.chunk, 0))
-            return [Compute(f"result/{chunk.chunk}", lambda: (vector, _sane_digest(vector)), vector.nbytes)]
+            return [Compute(f"result/{chunk.chunk}", lambda: (vector, _sane_digest(vector, members)), vector.nbytes)]
         self._hashing.add((Part.UPLOAD, chunk.chunk, sender))
         key = f"upload/{chunk.chunk}/{sender}"
-        return [Compute(key, lambda: (vector, _sane_digest(vector)), vector.nbytes)]
+        return [Compute(key, lambda: (vector, _sane_digest(vector, 1.0)), vector.nbytes)]
 
     def answer_have(self, sender: int, have: Have, now: float) -> list[Effect]:
         """Send a member of the group what it lacks of this round's statements."""

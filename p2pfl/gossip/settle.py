@@ -53,12 +53,15 @@ class Settling:
         members: of the federation.
         step: settling rounds done.
         claim: what this peer's next update says.
+        joined: the step at which this peer came in; more than 0 for one that was away when settling began. It can say
+            nothing for certain until the end of the first window that it saw from its start.
     """
 
     diameter: int
     members: int
     step: int = 0
     claim: Claim = Claim()
+    joined: int = 0
 
     def after_round(self, spread: float, heard: Sequence[Claim], complete: bool) -> "Settling":
         """Return the view after a round.
@@ -72,12 +75,16 @@ class Settling:
             claim = Claim(spread, complete)
         else:
             known = [self.claim, *heard]
+            if self.step == self.joined:
+                # Its vector may be far from all that this window has measured so far.
+                known.append(Claim(spread, complete=False))
             claim = Claim(max(each.spread for each in known), complete and all(each.complete for each in known))
         return replace(self, step=self.step + 1, claim=claim)
 
     def verdict(self) -> Verdict | None:
         """Return what is known at the end of a window; None within one."""
-        if self.step == 0 or self.step % (self.diameter + 1) != 0:
+        window = self.diameter + 1
+        if self.step == 0 or self.step % window != 0 or self.step - window < self.joined:
             return None
         hops = self.diameter if self.claim.complete else self.members - 1
         return Verdict(hops**2 * self.claim.spread, self.claim.complete)

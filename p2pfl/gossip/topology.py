@@ -3,7 +3,7 @@
 Here all links go both ways. Every graph is connected, or it is refused.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import networkx as nx
 
@@ -73,3 +73,25 @@ def overlay(name: str, n: int, seed: int) -> nx.Graph:
 def diameter(graph: nx.Graph) -> int:
     """Return the largest number of hops between two nodes."""
     return int(nx.diameter(graph))
+
+
+def gaps(graph: nx.Graph, me: int, dead: Collection[int]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Return what is broken out of the overlay beside `me`: for each gap the dead in it, and the living around it.
+
+    A gap is a connected part of the dead, one of which is a neighbor of `me`. Joining those around each gap keeps the
+    living connected: a path between two of them enters a gap from its rim, and leaves it over its rim.
+    """
+    found = []
+    for part in nx.connected_components(graph.subgraph(dead)):
+        if not part.isdisjoint(graph[me]):
+            rim = {node for gone in part for node in graph[gone]} - part
+            found.append((tuple(sorted(part)), tuple(sorted(rim))))
+    return sorted(found)
+
+
+def around(rim: tuple[int, ...], me: int) -> list[int]:
+    """Return the others of a ring, those nearest to `me` first."""
+    place, size = rim.index(me), len(rim)
+    return sorted(
+        set(rim) - {me}, key=lambda node: min((rim.index(node) - place) % size, (place - rim.index(node)) % size)
+    )

@@ -553,6 +553,7 @@ def _parts(owner: Owner, checkpoint: Checkpoint, trainer: bytes | None, records:
         "records": records,
         "parameters": checkpoint.base.size,
         "update": checkpoint.update is not None,
+        "released": checkpoint.released,
         "trainer": None if trainer is None else len(trainer),
     }
     encoded = json.dumps(head).encode()
@@ -648,6 +649,7 @@ def _read(file: _Hashed, size: int, owner: Owner, parameters: int) -> tuple[Chec
         values = int(head["parameters"])
         trainer_bytes = None if head["trainer"] is None else int(head["trainer"])
         number, records, has_update = int(head["round"]), int(head["records"]), bool(head["update"])
+        released = int(head["released"])
         found_owner = Owner.of(head)
     except _NO_VALUES as error:
         raise Unusable("is damaged in its head") from error
@@ -664,4 +666,4 @@ def _read(file: _Hashed, size: int, owner: Owner, parameters: int) -> tuple[Chec
     owner.verify(found_owner)
     if values != parameters:
         raise Foreign(f"is of a model of {values} parameters, this one has {parameters}")
-    return Checkpoint(Round(number), base, update), trainer, records
+    return Checkpoint(Round(number), base, update, released), trainer, records

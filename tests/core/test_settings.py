@@ -71,7 +71,7 @@ def test_a_missing_key_is_named(path: str) -> None:
         ("deadlines.round", float("inf"), "less than or equal to 86400, got inf"),
         ("deadlines.start", float("nan"), "got nan"),
         ("averaging.topology", "star", "'random-regular', got 'star'"),
-        ("averaging.masks", "on", "'off', got 'on'"),
+        ("averaging.masks", "maybe", "'off', got 'maybe'"),
         ("task", "digits", "got 'digits'"),
         ("task.sha256", "1" * 63 + "G", "got '11111"),
         ("task.sha256", "1" * 64 + "\n", "got '11111"),

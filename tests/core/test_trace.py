@@ -14,6 +14,7 @@ from p2pfl.core.trace import (
     Evaluated,
     Event,
     LinkChanged,
+    MemberChanged,
     Note,
     PeerFinished,
     PeerStarted,
@@ -33,6 +34,7 @@ events = st.one_of(
     st.builds(PeerStarted, texts, texts, texts, names, counts, counts),
     st.builds(StateChanged, st.sampled_from(State), counts),
     st.builds(LinkChanged, texts, st.booleans(), texts),
+    st.builds(MemberChanged, texts, texts),
     st.builds(
         RoundEnded, counts, numbers, names, st.dictionaries(texts, texts, max_size=3), st.none() | numbers, numbers,
         st.booleans(),
@@ -47,6 +49,7 @@ EXAMPLES: list[Event] = [
     PeerStarted("ant", "12D3", "00ff", ("bee",), 4810, 100),
     StateChanged(State.TRAINING, 0),
     LinkChanged("bee", up=False, reason="silent"),
+    MemberChanged("bee", "unreachable"),
     RoundEnded(3, 0.25, ("bee",), {"cat": "no link"}, None, 0.5, settling=True),
     Evaluated(4, {"accuracy": 0.9}),
     Refused("dog", "not a member"),
@@ -75,7 +78,7 @@ def test_the_examples_are_all_there_is() -> None:
 
 
 def test_a_line_is_pinned() -> None:
-    assert encode_entry(Entry(1.5, 2, 3, EXAMPLES[3])) == (
+    assert encode_entry(Entry(1.5, 2, 3, EXAMPLES[4])) == (
         '{"event":"round","at":1.5,"bytes_in":2,"bytes_out":3,"round":3,"seconds":0.25,"heard":["bee"],'
         '"absent":{"cat":"no link"},"loss":null,"spread":0.5,"settling":true,'
         '"outcome":"","enrolled":[],"attempt":0,"leader":"","evidence":"","steps":0}'

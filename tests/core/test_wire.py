@@ -14,16 +14,22 @@ from p2pfl.core.errors import Malformed, RemoteError, TooLarge
 from p2pfl.core.ids import Round
 from p2pfl.core.wire import (
     LENGTH_BYTES,
+    MAX_ADDRESS_BYTES,
+    MAX_ADDRESSES,
     MAX_HEADER_BYTES,
     MAX_MESSAGE_BYTES,
     MAX_PAYLOAD_BYTES,
+    MAX_PEER_ID_BYTES,
     MAX_ROUND,
+    MAX_SEQUENCE,
+    SIGNATURE_BYTES,
     VERSION,
     Bye,
     Hello,
     Message,
     Ping,
     Update,
+    Whereabouts,
     decode_header,
     digest,
     encode_header,
@@ -37,7 +43,12 @@ LONGEST = Update(b"\xff" * 32, Round(MAX_ROUND), MAX_PAYLOAD_BYTES, math.nextaft
 charters = st.binary(min_size=32, max_size=32)
 rounds = st.integers(0, MAX_ROUND).map(Round)
 spreads = st.floats(0, allow_nan=False, allow_infinity=False)
+plain = st.characters(min_codepoint=32, max_codepoint=126)
+addresses = st.lists(st.text(plain, min_size=1, max_size=MAX_ADDRESS_BYTES), max_size=MAX_ADDRESSES).map(tuple)
+signatures = st.binary(min_size=SIGNATURE_BYTES, max_size=SIGNATURE_BYTES)
+peer_ids = st.text(plain, min_size=1, max_size=MAX_PEER_ID_BYTES)
 messages = st.one_of(
+    st.builds(Whereabouts, charters, rounds, peer_ids, st.integers(0, MAX_SEQUENCE), addresses, signatures),
     st.builds(Hello, charters, rounds),
     st.builds(Ping, charters, rounds),
     st.builds(Bye, charters, rounds),
@@ -76,6 +87,21 @@ def test_every_message_at_its_largest_fits(kind: type[Hello] | type[Ping] | type
         assert decode_header(header_of(message)) == message
 
 
+LARGEST_RECORD = Whereabouts(
+    b"\xff" * 32,
+    Round(MAX_ROUND),
+    "p" * MAX_PEER_ID_BYTES,
+    MAX_SEQUENCE,
+    ("/" * MAX_ADDRESS_BYTES,) * MAX_ADDRESSES,
+    b"\xff" * SIGNATURE_BYTES,
+)
+
+
+def test_an_address_record_at_its_largest_fits() -> None:
+    assert len(header_of(LARGEST_RECORD)) < MAX_MESSAGE_BYTES
+    assert decode_header(header_of(LARGEST_RECORD)) == LARGEST_RECORD
+
+
 def test_the_bytes_of_a_header_are_pinned() -> None:
     update = Update(CHARTER, Round(7), 4096, 0.5, True)
     assert encode_header(update).hex() == (
@@ -98,6 +124,12 @@ def test_a_header_has_a_length_within_bounds() -> None:
             header_length(length.to_bytes(2, "big"))
 
 
+def record(**changed: object) -> bytes:
+    """An address record that is right but for this."""
+    fields = {"member": "ant", "sequence": 1, "addresses": ["/a"], "signature": bytes(SIGNATURE_BYTES), **changed}
+    return packed(VERSION, Whereabouts.kind, CHARTER, 0, *fields.values())
+
+
 OK = (VERSION, Update.kind, CHARTER, 3, 8, 0.5, False)
 WRONG: dict[str, bytes] = {
     "nothing": b"",
@@ -117,7 +149,7 @@ WRONG: dict[str, bytes] = {
     "version-is-a-float": packed(1.0, *OK[1:]),
     "version-is-text": packed("1\n\x1b[2J", *OK[1:]),
     "version-is-nothing": packed(None, *OK[1:]),
-    "unknown-kind": packed(VERSION, 9, *OK[2:]),
+    "unknown-kind": packed(VERSION, 10, *OK[2:]),
     "negative-kind": packed(VERSION, -1, *OK[2:]),
     "kind-is-true": packed(VERSION, True, CHARTER, 3),
     "kind-is-false": packed(VERSION, False, CHARTER, 3),
@@ -131,6 +163,22 @@ WRONG: dict[str, bytes] = {
     "charter-is-short": packed(VERSION, Hello.kind, CHARTER[:31], 3),
     "charter-is-long": packed(VERSION, Hello.kind, CHARTER + b"x", 3),
     "charter-is-nothing": packed(VERSION, Hello.kind, None, 3),
+    "record-of-nobody": record(member=""),
+    "record-of-a-long-name": record(member="p" * (MAX_PEER_ID_BYTES + 1)),
+    "record-of-a-number": record(member=7),
+    "record-of-bytes": record(member=b"ant"),
+    "record-without-a-number": record(sequence=None),
+    "record-with-a-number-too-high": record(sequence=MAX_SEQUENCE + 1),
+    "record-with-too-many-addresses": record(addresses=["/a"] * (MAX_ADDRESSES + 1)),
+    "record-with-a-long-address": record(addresses=["/" * (MAX_ADDRESS_BYTES + 1)]),
+    "record-with-an-empty-address": record(addresses=[""]),
+    "record-with-control-codes": record(addresses=["/a\x1b[2J"]),
+    "record-in-another-script": record(addresses=["/\xe4nt"]),
+    "record-with-bytes": record(addresses=[b"/a"]),
+    "record-with-one-address-as-text": record(addresses="/a"),
+    "record-with-a-short-signature": record(signature=bytes(SIGNATURE_BYTES - 1)),
+    "record-without-a-signature": record(signature=None),
+    "record-with-more": record() + b"\x00",
     "negative-round": packed(VERSION, Hello.kind, CHARTER, -1),
     "round-too-high": packed(VERSION, Hello.kind, CHARTER, MAX_ROUND + 1),
     "round-of-64-bits": packed(VERSION, Hello.kind, CHARTER, 2**64 - 1),
@@ -174,6 +222,7 @@ def test_what_is_no_header_is_malformed(header: bytes) -> None:
 def test_the_wrong_ones_are_wrong_in_one_place_only() -> None:
     assert decode_header(packed(*OK)) == Update(CHARTER, Round(3), 8, 0.5, False)
     assert decode_header(packed(VERSION, Hello.kind, CHARTER, 3)) == Hello(CHARTER, Round(3))
+    assert decode_header(record()) == Whereabouts(CHARTER, Round(0), "ant", 1, ("/a",), bytes(SIGNATURE_BYTES))
 
 
 values = st.recursive(
@@ -183,7 +232,7 @@ values = st.recursive(
 )
 near_misses = st.tuples(
     st.sampled_from([VERSION, True, 1.0, 2]),
-    st.sampled_from([0, 1, 2, 3, 4, True, 2.0]),
+    st.sampled_from([0, 1, 2, 3, 4, 9, True, 2.0]),
     charters,
     rounds | values,
 ).flatmap(lambda head: st.lists(values, max_size=3).map(lambda rest: packed(*head, *rest)))

@@ -70,7 +70,7 @@ class Mischief:
         draw, charter = self.draw, self.pump.charter.hash()
         round = Round(max(0, self.pump.nodes[0].machine.round + draw.randint(-3, 4)))
         session, chunk = draw.choice(self.sessions), draw.randint(0, 7)
-        masks = tuple(draw.getrandbits(8) for _ in range(8))
+        masks = tuple(draw.getrandbits(8) for _ in range(11))
         length = draw.choice([4, 8, 12, 16, 40, 4000])
         return draw.choice([
             Hello(charter, round),
