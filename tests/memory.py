@@ -80,8 +80,8 @@ class MemoryTransport:
 
     bytes_in = bytes_out = 0
 
-    def __init__(self, network: MemoryNetwork, identity: PeerId) -> None:
-        self.network, self.identity = network, identity
+    def __init__(self, network: MemoryNetwork, identity: PeerId, at: str = "memory") -> None:
+        self.network, self.identity, self.at = network, identity, at
         self.nursery: trio.Nursery
         self.on_lane: LaneHandler
 
@@ -92,21 +92,28 @@ class MemoryTransport:
         async with trio.open_nursery() as self.nursery:
             self.on_lane = on_lane
             self.network.peers[self.identity] = self
-            yield listen
-            del self.network.peers[self.identity]
-            for pair in [pair for pair in self.network.connected if self.identity in pair]:
-                for lane in self.network.lanes.pop(pair, []):
-                    await lane.close()
-                self.network.connected.discard(pair)
+            try:
+                yield listen
+            finally:
+                # Shielded: where the peer is killed, its connections end all the same.
+                with trio.CancelScope(shield=True):
+                    await self._leave()
             self.nursery.cancel_scope.cancel()
+
+    async def _leave(self) -> None:
+        del self.network.peers[self.identity]
+        for pair in [pair for pair in self.network.connected if self.identity in pair]:
+            for lane in self.network.lanes.pop(pair, []):
+                await lane.close()
+            self.network.connected.discard(pair)
 
     def is_connected(self, peer: PeerId) -> bool:
         return frozenset((self.identity, peer)) in self.network.connected
 
     async def connect(self, peer: PeerId, addresses: Sequence[str], timeout: Seconds) -> None:
         await trio.lowlevel.checkpoint()
-        if peer not in self.network.peers:
-            raise Unreachable(f"{peer} does not listen")
+        if peer not in self.network.peers or self.network.peers[peer].at not in addresses:
+            raise Unreachable(f"{peer} does not listen at {', '.join(addresses)}")
         self.network.connected.add(frozenset((self.identity, peer)))
 
     async def open(self, peer: PeerId, kind: LaneKind) -> End:

@@ -9,6 +9,7 @@ import numpy as np
 from p2pfl.core.charter import AveragingTerms, Charter, Deadlines, Member, ModelTerms, TaskTerms, TrainingTerms
 from p2pfl.core.errors import P2pflError
 from p2pfl.core.ids import PeerId, Round, Seconds
+from p2pfl.core.ledger import Checkpoint, Resume
 from p2pfl.core.machine import (
     AcceptBulk,
     Adopt,
@@ -22,11 +23,15 @@ from p2pfl.core.machine import (
     Effect,
     Emit,
     Finish,
+    Forsake,
     Input,
     LinkDown,
     LinkUp,
+    Persist,
+    Persisted,
     Received,
     RefuseBulk,
+    Seek,
     Send,
     SendBulk,
     SetTimer,
@@ -37,6 +42,7 @@ from p2pfl.core.machine import (
     Vector,
 )
 from p2pfl.core.trace import Event
+from p2pfl.core.wire import Hello, Ping
 from p2pfl.crypto.identity import Identity
 from p2pfl.gossip.peer_machine import PeerMachine, Plan
 
@@ -57,6 +63,7 @@ def charter_for(
     tolerance: float = 1e-9,
     settle_rounds: int = 500,
     start: float = 30.0,
+    silence: float = 20.0,
 ) -> Charter:
     """Return an unsigned charter of n members named m0, m1, ... in the order of their peer ids."""
     members = tuple(
@@ -69,12 +76,12 @@ def charter_for(
         model=ModelTerms(file="m.safetensors", sha256="0" * 64, parameters=parameters),
         training=TrainingTerms(rounds=rounds),
         averaging=AveragingTerms(topology=topology, tolerance=tolerance, settle_rounds=settle_rounds),  # type: ignore[arg-type]
-        deadlines=Deadlines(start=start, round=10.0),
+        deadlines=Deadlines(start=start, round=10.0, heartbeat=silence / 4, silence=silence),
         members=members,
     )
 
 
-@dataclass
+@dataclass(eq=False)
 class Node:
     machine: PeerMachine
     alive: bool = True
@@ -85,15 +92,23 @@ class Node:
     error: P2pflError | None = None
     banned: set[PeerId] = field(default_factory=set)
     refusals: list[str] = field(default_factory=list)
+    kept: list[Checkpoint] = field(default_factory=list)
+    round: Round = field(default_factory=lambda: Round(0))
+    """What its next Hello says."""
 
 
 class Pump:
-    """A network of peer machines; `step(peer, round, vector)` stands for local training."""
+    """A network of peer machines; `step(peer, round, vector)` stands for local training, of `train_seconds`."""
 
-    def __init__(self, charter: Charter, initial: dict[PeerId, Vector] | Vector, step: Step) -> None:
+    def __init__(
+        self, charter: Charter, initial: dict[PeerId, Vector] | Vector, step: Step, train_seconds: float = 0.0
+    ) -> None:
         self.charter = charter
         self.roster = charter.roster()
         self.step = step
+        self.train_seconds = train_seconds
+        self.at_work: list[tuple[float, PeerId, Node, Trained]] = []
+        self.wanted: set[tuple[PeerId, PeerId]] = set()
         self.now = Seconds(0.0)
         self.queue: list[tuple[PeerId, Input]] = []
         self.drop: Callable[[PeerId, PeerId, Effect], bool] = lambda sender, receiver, effect: False
@@ -113,10 +128,22 @@ class Pump:
             for other in self.plans[peer].weights:
                 if peer < other:
                     self.join(peer, other)
+                self.wanted.add((peer, other))
 
     def join(self, left: PeerId, right: PeerId) -> None:
+        """Link two peers; as over real links, each hears first in which round the other is."""
         self.links.add(frozenset((left, right)))
-        self.queue += [(left, LinkUp(right)), (right, LinkUp(left))]
+        for peer, other in ((left, right), (right, left)):
+            hello = Hello(self.charter.hash(), self.nodes[other].round)
+            self.queue += [(peer, Received(other, hello)), (peer, LinkUp(other))]
+
+    def seek(self, peer: PeerId) -> None:
+        """Set up the links that somebody wants, as far as both ends live."""
+        for left, right in sorted(self.wanted):
+            pair = frozenset((left, right))
+            alive = self.nodes[left].alive and self.nodes[right].alive
+            if alive and peer in pair and pair not in self.links:
+                self.join(left, right)
 
     def part(self, left: PeerId, right: PeerId, reason: str = "cut") -> None:
         if frozenset((left, right)) in self.links:
@@ -125,8 +152,19 @@ class Pump:
 
     def kill(self, peer: PeerId) -> None:
         self.nodes[peer].alive = False
-        for other in self.plans[peer].weights:
+        for other in self.roster:
             self.part(peer, other, "killed")
+
+    def restart(self, peer: PeerId, checkpoint: Checkpoint | None) -> None:
+        """Start a killed peer again, with what its disk holds, or None for a disk that is lost."""
+        initial = np.zeros(self.charter.model.parameters, np.float32)
+        resume = None if checkpoint is None else Resume(checkpoint, checkpoint.round - 1)
+        self.queue = [(to, input) for to, input in self.queue if to != peer]
+        self.nodes[peer] = Node(PeerMachine(self.plans[peer], initial, resume))
+        self.wanted = {pair for pair in self.wanted if pair[0] != peer}
+        self.wanted |= {(peer, other) for other in self.plans[peer].weights}
+        self.feed(peer, Started())
+        self.seek(peer)
 
     def feed(self, peer: PeerId, input: Input) -> list[Effect]:
         node = self.nodes[peer]
@@ -140,8 +178,11 @@ class Pump:
     def carry_out(self, peer: PeerId, node: Node, effect: Effect) -> None:  # noqa: PLR0912 - a case for each effect
         match effect:
             case Send(other, message):
+                if isinstance(message, Ping):
+                    node.round = message.round
                 self.transmit(peer, other, effect, Received(peer, message))
             case SendBulk(others, message, payload):
+                node.round = message.round
                 for other in others:
                     self.transmit(peer, other, effect, BulkReceived(peer, message, bytearray(payload.tobytes())))
             case SetTimer(key, at):
@@ -153,6 +194,20 @@ class Pump:
                 self.part(peer, other, error.reason)
             case DropLink(other, reason):
                 self.part(peer, other, reason)
+            case Seek(other):
+                self.wanted.add((peer, other))
+                self.seek(peer)
+            case Forsake(other):
+                self.wanted.discard((peer, other))
+                self.part(peer, other, "forsaken")
+                self.seek(peer)
+            case Persist(key, record):
+                assert isinstance(record, Checkpoint)
+                node.kept.append(record)
+                self.queue.append((peer, Persisted(key)))
+            case Train(round, vector) if self.train_seconds:
+                trained = Trained(round, self.step(peer, round, vector), 0.5)
+                heapq.heappush(self.at_work, (self.now + self.train_seconds, peer, node, trained))
             case Train(round, vector):
                 self.queue.append((peer, Trained(round, self.step(peer, round, vector), 0.5)))
             case Compute(key, work):
@@ -176,6 +231,8 @@ class Pump:
         """Deliver all that is under way, without letting time pass."""
         while self.queue:
             peer, input = self.queue.pop(0)
+            if not self.nodes[peer].alive:
+                continue
             if isinstance(input, BulkReceived):
                 answers = self.feed(peer, BulkOffered(input.peer, input.message))
                 verdicts = [answer for answer in answers if isinstance(answer, AcceptBulk | RefuseBulk | Disconnect)]
@@ -192,9 +249,15 @@ class Pump:
             if node.alive and not node.finished
             for key, at in node.timers.items()
         ]
+        due.sort()
+        if self.at_work and (not due or self.at_work[0][0] <= due[0][0]):
+            ready, worker, node, trained = heapq.heappop(self.at_work)
+            self.now = Seconds(ready)
+            if self.nodes[worker] is node:
+                self.feed(worker, trained)
+            return True
         if not due:
             return False
-        heapq.heapify(due)
         at, peer, key = due[0]
         self.now = at
         del self.nodes[peer].timers[key]

@@ -59,10 +59,10 @@ from p2pfl.core.machine import (
     WorkFailed,
 )
 from p2pfl.core.statements import MAX_GROUP, Advert, Enrolment, Statement
-from p2pfl.core.trace import LinkChanged, Note, PeerFinished, Refused, RoundEnded, State, StateChanged
+from p2pfl.core.trace import LinkChanged, MemberChanged, Note, PeerFinished, Refused, RoundEnded, State, StateChanged
 from p2pfl.core.wire import Bye, Chunk, Have, Hello, Message, Part, Ping, Proof, Told, Want
 from p2pfl.gossip.grouping import bearable_colluders, groups
-from p2pfl.gossip.membership import NO_ROUND, Members
+from p2pfl.gossip.membership import NO_ROUND, Members, Standing
 from p2pfl.gossip.patience import Patience
 from p2pfl.gossip.secure_sum import MaskTerms
 from p2pfl.gossip.session import (
@@ -228,6 +228,7 @@ class GroupMachine:
         self._closing: RoundEnded | None = None
         self._tries = 0
         self._agreed = False
+        self._standings: dict[int, Standing] = {}
         self._is_noted = False
         self._stop_asked = False
 
@@ -574,7 +575,7 @@ class GroupMachine:
             session.training_ends = self._round_began + self._plan.window
         expected = self._members.expected(session.terms.group, self._round)
         effects += self._of_session(session.advance(now, expected))
-        effects += self._note_waiting(session)
+        effects += [*self._note_waiting(session), *self._note_standings()]
         self._give_up_if_behind(session, now)
         if session.outcome is not None:
             effects += self._close(session, now)
@@ -589,6 +590,13 @@ class GroupMachine:
         absent = [name for name in missing if name in self._absent_names(session)]
         waits = f"round {self._round} waits: a sum takes {self._plan.least} members, and of this group's"
         return [Emit(Note(f"{waits} {', '.join(absent)} did not take part so far"))]
+
+    def _note_standings(self) -> list[Effect]:
+        """Tell which members seem otherwise than before."""
+        standings = self._members.standing(self._round)
+        changed = [who for who, standing in standings.items() if standing is not self._standings.get(who)]
+        self._standings = standings
+        return [Emit(MemberChanged(self._plan.names[who], standings[who])) for who in changed]
 
     def _absent_names(self, session: Session) -> set[str]:
         return {self._plan.names[who] for who in session.absent()}

@@ -5,7 +5,7 @@ in a worker thread beside it. The protocol's rules are the machine's; none stand
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,6 +27,7 @@ from p2pfl.core.machine import (
     Effect,
     Emit,
     Finish,
+    Forsake,
     Input,
     LinkDown,
     LinkUp,
@@ -35,6 +36,7 @@ from p2pfl.core.machine import (
     Persisted,
     Received,
     RefuseBulk,
+    Seek,
     Send,
     SendBulk,
     SetTimer,
@@ -47,7 +49,8 @@ from p2pfl.core.machine import (
     WorkFailed,
 )
 from p2pfl.core.trace import Event, Refused
-from p2pfl.core.wire import Hello, Message, Ping
+from p2pfl.core.wire import Hello, Message, Ping, Whereabouts
+from p2pfl.node.discovery import Directory
 from p2pfl.node.links import Links
 from p2pfl.node.transport import Transport
 
@@ -82,7 +85,19 @@ class Hooks:
 
 
 class Driver:
-    """One machine at work."""
+    """One machine at work.
+
+    Args:
+        machine: the protocol.
+        transport: its network.
+        addresses: of every other member, by the charter.
+        charter: the charter's hash.
+        worker: local training.
+        hooks: whom to tell.
+        sought: to whom links are kept up from the start; None for all.
+        moved: signs where this peer is, if not where the charter says; see `p2pfl.node.discovery.Directory`.
+        sequence: of the first such record.
+    """
 
     def __init__(
         self,
@@ -92,13 +107,18 @@ class Driver:
         charter: bytes,
         worker: Worker,
         hooks: Hooks,
+        sought: Collection[PeerId] | None = None,
+        moved: Callable[[int], Whereabouts] | None = None,
+        sequence: int = 1,
     ) -> None:
         self._machine = machine
         self._transport = transport
         self._worker = worker
         self._hooks = hooks
         self._round = Round(0)
-        self._links = Links(transport, addresses, lambda: Hello(charter, self._round), self)
+        directory = Directory(transport.identity, charter, addresses, moved, sequence)
+        wanted = addresses.keys() if sought is None else sought
+        self._links = Links(transport, directory, lambda: Hello(charter, self._round), self, wanted)
         self._refusals = Refusals()
         self._inputs: deque[Input] = deque()
         self._handling = False
@@ -142,6 +162,10 @@ class Driver:
         """Ask the machine to leave."""
         self.feed(StopRequested())
 
+    def hint(self, peer: PeerId, address: str) -> None:
+        """Note where the LAN says that a member is."""
+        self._links.hint(peer, address)
+
     def feed(self, input: Input) -> None:
         """Hand `input` to the machine and carry out what it answers; inputs that this causes come after."""
         self._inputs.append(input)
@@ -180,6 +204,10 @@ class Driver:
                 self._links.ban(peer, error.reason)
             case DropLink(peer, reason):
                 self._links.drop(peer, reason)
+            case Seek(peer):
+                self._links.seek(peer)
+            case Forsake(peer):
+                self._links.forsake(peer)
             case Train():
                 self._start(self._train, effect)
             case Compute():
@@ -221,7 +249,7 @@ class Driver:
 
     def _compute(self, effect: Compute) -> None:
         if effect.size < THREAD_BYTES:
-            self._inputs.append(Computed(effect.key, effect.work()))
+            self._inputs.append(_computed(effect))
         else:
             self._start(self._compute_beside, effect)
 
@@ -236,8 +264,7 @@ class Driver:
             self.feed(Persisted(key))
 
     async def _compute_beside(self, effect: Compute) -> None:
-        result = await trio.to_thread.run_sync(effect.work, abandon_on_cancel=True)  # type: ignore[call-arg]
-        self.feed(Computed(effect.key, result))
+        self.feed(await trio.to_thread.run_sync(_computed, effect, abandon_on_cancel=True))  # type: ignore[call-arg]
 
     # Time
 
@@ -286,6 +313,14 @@ class Driver:
     def _on_refused(self, who: str, reason: str) -> None:
         if self._refusals.is_news(who, reason, trio.current_time()):
             self._hooks.emit(Refused(who, reason))
+
+
+def _computed(effect: Compute) -> Computed | WorkFailed:
+    """Do the work; one of our errors in it is the machine's to hear of."""
+    try:
+        return Computed(effect.key, effect.work())
+    except P2pflError as error:
+        return WorkFailed(error)
 
 
 class Refusals:

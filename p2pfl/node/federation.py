@@ -21,6 +21,7 @@ from p2pfl.core.errors import InvalidConfig
 from p2pfl.core.settings import parse_toml, validate
 from p2pfl.crypto.identity import Identity, Signer, charter_faults, public_key
 from p2pfl.crypto.suite import SUITES
+from p2pfl.gossip.grouping import averaging_faults
 from p2pfl.learning.task import LoadedTask, load_task, make_model
 from p2pfl.learning.vector import assign, initial, layout, load_model, save_model
 from p2pfl.node.store import (
@@ -188,7 +189,7 @@ def render_config(config: PeerConfig) -> str:
 
 
 def check_address(address: str, where: str) -> None:
-    """Check that a peer can be dialled, or listen, at `address`.
+    """Check that a peer can be dialled, directly or over a relay, or listen, at `address`.
 
     Raises:
         InvalidConfig: it is not a TCP multiaddress.
@@ -197,7 +198,10 @@ def check_address(address: str, where: str) -> None:
         protocols = [protocol.name for protocol in Multiaddr(address).protocols()]
     except (MultiaddrError, ValueError) as error:
         raise InvalidConfig(f"{where}: {address!r} is not an address; {_WRITE_ADDRESS}") from error
-    if len(protocols) != 2 or protocols[0] not in ("ip4", "ip6", "dns", "dns4", "dns6") or protocols[1] != "tcp":
+    over_relay = ["p2p", "p2p-circuit"]
+    kinds = (["tcp"], ["tcp", *over_relay], ["tcp", *over_relay, "p2p"])
+    host, *rest = protocols or [""]
+    if host not in ("ip4", "ip6", "dns", "dns4", "dns6") or rest not in kinds:
         raise InvalidConfig(f"{where}: {address!r} is not a TCP address; {_WRITE_ADDRESS}")
 
 
@@ -318,7 +322,7 @@ class Federation:
 
 def terms_faults(path: Path, charter: Charter) -> list[str]:
     """Return what is wrong with the files a charter speaks of, a line each."""
-    faults, task = [], None
+    faults, task = averaging_faults(len(charter.members), charter.averaging), None
     try:
         task = load_task(charter.task.source, path.parent, charter.task.sha256)
     except InvalidConfig as error:
@@ -361,7 +365,7 @@ def open_federation(path: Path) -> Federation:
         InvalidConfig: a member has not signed, a hash differs, or the model does not fit the task.
     """
     charter = load_charter(path)
-    faults = charter_faults(charter)
+    faults = [*charter_faults(charter), *averaging_faults(len(charter.members), charter.averaging)]
     if faults:
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise InvalidConfig(f"{path}: not in force: {faults[0]}{more}; `p2pfl charter check` lists what is missing")

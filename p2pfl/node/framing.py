@@ -14,6 +14,7 @@ from p2pfl.core.wire import (
     header_length,
     payload_length,
 )
+from p2pfl.node.budget import HEADER_BYTES, SKIPPED_BYTES, Allowance
 from p2pfl.node.transport import IncomingLane, OutgoingLane
 
 WRITE_BYTES = 256 * 1024
@@ -47,8 +48,10 @@ async def write_bulk(lane: OutgoingLane, message: Message, payload: memoryview, 
     await lane.write(trailer)
 
 
-async def read_message(lane: IncomingLane, most: int = MAX_MESSAGE_BYTES) -> Message | None:
-    """Read a header of at most `most` bytes; None when the lane has ended cleanly.
+async def read_message(
+    lane: IncomingLane, most: int = MAX_MESSAGE_BYTES, allowance: Allowance | None = None
+) -> Message | None:
+    """Read a header of at most `most` bytes, at its writer's cost; None when the lane has ended cleanly.
 
     Raises:
         RemoteError: the bytes are no header.
@@ -59,6 +62,8 @@ async def read_message(lane: IncomingLane, most: int = MAX_MESSAGE_BYTES) -> Mes
         return None
     header = bytearray(header_length(prefix, most))
     await _fill(lane, memoryview(header))
+    if allowance is not None:
+        await allowance.spend(1 + len(header) / HEADER_BYTES)
     return decode_header(header)
 
 
@@ -79,8 +84,8 @@ async def read_payload(lane: IncomingLane, message: Message) -> bytearray:
     return payload
 
 
-async def skip_payload(lane: IncomingLane, message: Message) -> None:
-    """Read the payload of a refused message and forget it, in a buffer of bounded size.
+async def skip_payload(lane: IncomingLane, message: Message, allowance: Allowance | None = None) -> None:
+    """Read the payload of a refused message and forget it, in a buffer of bounded size and at its writer's cost.
 
     Raises:
         StreamReset: the lane broke.
@@ -90,6 +95,8 @@ async def skip_payload(lane: IncomingLane, message: Message) -> None:
     while left:
         piece = min(left, len(scratch))
         await _fill(lane, scratch[:piece])
+        if allowance is not None:
+            await allowance.spend(piece / SKIPPED_BYTES)
         left -= piece
 
 

@@ -3,18 +3,31 @@
 A link is up while our two outgoing lanes stand and the neighbor's Hello has come on its control lane. The peer with
 the smaller id dials; the other waits a little before it does too, since it may be the one that can. All reading goes
 on whatever the machine does, so a slow round never stalls a neighbor's writes.
+
+Links are kept up to the members that are sought. Another member that seeks us finds us: the link stands for as long as
+it keeps it. Address records are taken in and passed on here; no machine sees them.
 """
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Protocol
 
 import trio
 
 from p2pfl.core.errors import Malformed, RemoteError, StreamReset, TransportError
 from p2pfl.core.ids import PeerId, Seconds
-from p2pfl.core.wire import MAX_HEADER_BYTES, MAX_MESSAGE_BYTES, Hello, Message, digest, payload_length
+from p2pfl.core.wire import (
+    MAX_HEADER_BYTES,
+    MAX_MESSAGE_BYTES,
+    Hello,
+    Message,
+    Whereabouts,
+    digest,
+    payload_length,
+)
+from p2pfl.node.budget import Allowance, ReceiveCredit, receive_seconds, send_seconds
+from p2pfl.node.discovery import Directory
 from p2pfl.node.framing import read_message, read_payload, skip_payload, write_bulk, write_message
 from p2pfl.node.transport import IncomingLane, LaneKind, OutgoingLane, Transport
 
@@ -22,6 +35,8 @@ DIAL_TIMEOUT = Seconds(10.0)
 PATIENCE = Seconds(2.0)
 """How long the peer with the larger id waits to be dialled. A guess: several times what dialling takes."""
 FIRST_PAUSE, LONGEST_PAUSE = Seconds(0.1), Seconds(30.0)
+LEAST_PAUSE = Seconds(0.05)
+"""Between two attempts, however loudly the neighbor calls."""
 PENALTY = Seconds(60.0)
 """How long a neighbor that broke the protocol is not sought."""
 GRACE = Seconds(1.0)
@@ -57,10 +72,12 @@ class LinkEvents(Protocol):
 class _Link:
     """One neighbor's lanes and queues."""
 
-    def __init__(self, peer: PeerId, addresses: Sequence[str]) -> None:
+    def __init__(self, peer: PeerId, sought: bool) -> None:
         self.peer = peer
-        self.addresses = addresses
-        self.incoming: dict[LaneKind, IncomingLane] = {}
+        self.sought = sought
+        self.called = trio.Event()
+        self.incoming: dict[LaneKind, trio.CancelScope] = {}
+        self.allowance = Allowance()
         self.greeted = False
         self.outgoing: trio.CancelScope | None = None
         self.up = False
@@ -85,24 +102,52 @@ class Links:
     def __init__(
         self,
         transport: Transport,
-        addresses: Mapping[PeerId, Sequence[str]],
+        directory: Directory,
         hello: Callable[[], Hello],
         events: LinkEvents,
+        sought: Collection[PeerId],
     ) -> None:
         self._transport = transport
+        self._directory = directory
         self._hello = hello
         self._events = events
         self._nursery: trio.Nursery | None = None
-        self._links = {peer: _Link(peer, known) for peer, known in addresses.items()}
+        self._credit = ReceiveCredit()
+        self._links = {peer: _Link(peer, peer in sought) for peer in directory.members}
         # Only spreads redials in time; nothing of the protocol depends on it.
         self._jitter = random.Random(transport.identity)  # noqa: S311
 
     async def maintain(self) -> None:
-        """Keep all links up, until cancelled."""
+        """Keep the links up that are sought, until cancelled."""
         async with trio.open_nursery() as self._nursery:
             nursery = self._nursery
             for link in self._links.values():
                 nursery.start_soon(self._keep_up, link)
+
+    def seek(self, peer: PeerId) -> None:
+        """Keep up a link to this member from now on."""
+        link = self._links.get(peer)
+        if link is not None:
+            link.sought = True
+            self._call(link)
+
+    def forsake(self, peer: PeerId) -> None:
+        """Close the link to this member, and keep none up from now on."""
+        link = self._links.get(peer)
+        if link is not None:
+            link.sought = False
+            self.drop(peer, "not needed any more")
+
+    def hint(self, peer: PeerId, address: str) -> None:
+        """Note what the LAN says of a member, and try it soon."""
+        if self._directory.hint(peer, address) and (link := self._links.get(peer)) is not None and not link.up:
+            self._call(link)
+
+    @staticmethod
+    def _call(link: _Link) -> None:
+        """Have the next attempt made at once."""
+        link.called.set()
+        link.notify()
 
     # Sending
 
@@ -158,19 +203,26 @@ class Links:
         pause = FIRST_PAUSE
         while True:
             await trio.sleep_until(link.banned_until)
-            link.came_up = False
+            while not link.sought and LaneKind.CONTROL not in link.incoming:
+                await link.changed.wait()
+            link.came_up, link.called = False, trio.Event()
             try:
                 await self._hold(link)
             except TransportError as error:
                 self._take_down(link, str(error))
             pause = FIRST_PAUSE if link.came_up else Seconds(min(2 * pause, LONGEST_PAUSE))
-            await trio.sleep(pause * self._jitter.uniform(0.5, 1.0))
+            await trio.sleep(LEAST_PAUSE)
+            with trio.move_on_after(max(0.0, pause * self._jitter.uniform(0.5, 1.0) - LEAST_PAUSE)):
+                # A neighbor that has just started again reaches us long before we would try to reach it.
+                await link.called.wait()
 
     async def _hold(self, link: _Link) -> None:
         """Open the outgoing lanes and write to them until the link is taken down."""
         if not self._transport.is_connected(link.peer):
+            if not link.sought:
+                return
             await self._await_dial(link)
-            await self._transport.connect(link.peer, link.addresses, DIAL_TIMEOUT)
+            await self._transport.connect(link.peer, self._directory.addresses(link.peer), DIAL_TIMEOUT)
         lanes: dict[LaneKind, OutgoingLane] = {}
         taken_down = True
         try:
@@ -209,21 +261,29 @@ class Links:
         self, link: _Link, queue: deque[tuple[Message, memoryview | None, bytes]], lane: OutgoingLane
     ) -> None:
         try:
-            while True:
-                while not queue:
-                    await link.changed.wait()
-                await self._write_queued(link, queue, lane)
-                link.notify()
+            with trio.CancelScope() as progress:
+                while True:
+                    while not queue:
+                        await link.changed.wait()
+                    await self._write_queued(link, queue, lane, progress)
+                    link.notify()
+            self._take_down(link, "reads nothing")
         except StreamReset as error:
             # Told, not raised: both writers of a broken connection fail, and one may be cancelled by the other's end.
             self._take_down(link, str(error))
 
     async def _write_queued(
-        self, link: _Link, queue: deque[tuple[Message, memoryview | None, bytes]], lane: OutgoingLane
+        self,
+        link: _Link,
+        queue: deque[tuple[Message, memoryview | None, bytes]],
+        lane: OutgoingLane,
+        progress: trio.CancelScope,
     ) -> None:
         while queue:
             message, payload, trailer = queue.popleft()
             link.writing += 1
+            # One scope for all frames: a scope for each would cost a quarter of a small one.
+            progress.deadline = trio.current_time() + send_seconds(message)
             try:
                 if payload is None:
                     await write_message(lane, message)
@@ -231,6 +291,7 @@ class Links:
                     await write_bulk(lane, message, payload, trailer)
             finally:
                 link.writing -= 1
+        progress.deadline = float("inf")
 
     # Incoming lanes
 
@@ -240,18 +301,23 @@ class Links:
         if link is None or _is_banned(link):
             await lane.reset()
             return
-        link.incoming[kind] = lane
-        link.notify()
-        try:
-            await self._read(link, kind, lane)
-            reason = "closed by the neighbor"
-        except RemoteError as error:
-            self._events.fault(link.peer, error)
-            reason = error.reason
-        except TransportError as error:
-            reason = str(error)
+        reading = trio.CancelScope()
+        if kind in link.incoming:
+            link.incoming[kind].cancel()
+        link.incoming[kind] = reading
+        self._call(link)
+        reason = "sent the bytes that it announced too slowly"
+        with reading:
+            try:
+                await self._read(link, kind, lane, reading)
+                reason = "closed by the neighbor"
+            except RemoteError as error:
+                self._events.fault(link.peer, error)
+                reason = error.reason
+            except TransportError as error:
+                reason = str(error)
         await lane.reset()
-        if link.incoming.get(kind) is not lane:
+        if link.incoming.get(kind) is not reading:
             return  # A newer lane of the neighbor took its place.
         del link.incoming[kind]
         if kind is LaneKind.CONTROL:
@@ -260,20 +326,26 @@ class Links:
         if reason != "closed by the neighbor" or not link.incoming:
             self._take_down(link, reason)
 
-    async def _read(self, link: _Link, kind: LaneKind, lane: IncomingLane) -> None:
+    async def _read(self, link: _Link, kind: LaneKind, lane: IncomingLane, reading: trio.CancelScope) -> None:
         if kind is LaneKind.CONTROL and not await self._read_hello(link, lane):
             return
         most = MAX_HEADER_BYTES if kind is LaneKind.BULK else MAX_MESSAGE_BYTES
-        while not _is_banned(link) and (message := await read_message(lane, most)) is not None:
+        while not _is_banned(link) and (message := await read_message(lane, most, link.allowance)) is not None:
             is_bulk = payload_length(message) > 0
             if is_bulk != (kind is LaneKind.BULK):
                 raise Malformed(f"sent a message on its {kind} lane that does not belong there", link.peer)
-            if not is_bulk:
+            if isinstance(message, Whereabouts):
+                self._learn(link, message)
+            elif not is_bulk:
                 self._events.message(link.peer, message)
             elif self._events.offer(link.peer, message):
-                self._events.bulk(link.peer, message, await read_payload(lane, message))
+                async with self._credit.take(payload_length(message)):
+                    reading.deadline = trio.current_time() + receive_seconds(message)
+                    payload = await read_payload(lane, message)
+                    reading.deadline = float("inf")
+                self._events.bulk(link.peer, message, payload)
             elif not _is_banned(link):
-                await skip_payload(lane, message)
+                await skip_payload(lane, message, link.allowance)
 
     async def _read_hello(self, link: _Link, lane: IncomingLane) -> bool:
         """Read the first message of a control lane; False where the lane ended before, as after half a dial."""
@@ -289,11 +361,31 @@ class Links:
             self._raise_up(link)
         return True
 
+    def _learn(self, link: _Link, record: Whereabouts) -> None:
+        """Take in where a member is, and pass it on.
+
+        Raises:
+            RemoteError: the neighbor must not have sent that.
+        """
+        news = self._directory.learn(record, link.peer, Seconds(trio.current_time()))
+        if news is None:
+            return
+        for other in self._links.values():
+            if other.up and (other is not link or news is not record):
+                self.send(other.peer, news)
+        moved = self._links.get(PeerId(news.member))
+        if moved is not None and not moved.up:
+            self._call(moved)
+
     # Up and down
 
     def _raise_up(self, link: _Link) -> None:
         if link.greeted and link.outgoing is not None and not link.up:
             link.up = link.came_up = True
+            # An idle lane does not notice that its connection is gone, as after the neighbor's crash; a write does.
+            self.send(link.peer, self._hello())
+            for record in self._directory.records():
+                self.send(link.peer, record)
             self._events.link_up(link.peer)
 
     def _take_down(self, link: _Link, reason: str) -> None:

@@ -1,7 +1,9 @@
 """One running peer: its folder checked, its machine, trainer and transport put together, its model kept at the end."""
 
+import os
 import signal
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,16 +18,21 @@ from p2pfl.core.ids import PeerId, Round
 from p2pfl.core.ledger import Checkpoint, Record, Resume
 from p2pfl.core.machine import Machine, Trained, Vector
 from p2pfl.core.trace import Evaluated, Event, Note, PeerFinished, PeerStarted, Refused
+from p2pfl.core.wire import Whereabouts
 from p2pfl.crypto.identity import Signer
 from p2pfl.crypto.keyring import Keyring
+from p2pfl.crypto.suite import suite
 from p2pfl.gossip.group_machine import GroupMachine, GroupPlan
 from p2pfl.gossip.peer_machine import PeerMachine, Plan
+from p2pfl.gossip.secure_sum import MaskTerms
 from p2pfl.learning.task import make_model, read_data
 from p2pfl.learning.trainer import Trainer
 from p2pfl.learning.vector import assign, flatten, load_model, notes, save_model
 from p2pfl.node.checkpoints import Checkpoints
+from p2pfl.node.discovery import sign_whereabouts
 from p2pfl.node.driver import Driver, Hooks
 from p2pfl.node.federation import HISTORY_FILE, MODEL_FILE, Federation, Home, open_federation, own_membership
+from p2pfl.node.lan import meet_on_lan
 from p2pfl.node.libp2p.host import ChannelTerms, Libp2pTransport
 from p2pfl.node.store import exclusive, read_text, write_atomic
 from p2pfl.node.tracefile import TRACE_FILE, TraceWriter
@@ -34,15 +41,21 @@ STATE_FOLDER, FINISHED_FILE = "state", "finished"
 """In the run folder: what a peer that starts again goes on from; and that there is nothing left to go on with."""
 
 
+RING_BITS = 32
+"""Words of masked sums."""
+
+
 class LocalTraining:
     """The driver's worker: local steps, and before them the common model's evaluation, where its turn has come.
 
-    Attributes:
-        state: the trainer's, after its last steps; a checkpoint takes it along.
+    Args:
+        trainer: makes the steps.
+        evaluate_every: rounds between evaluations.
+        state: the trainer's, after the last steps of the peer's former life.
     """
 
-    def __init__(self, trainer: Trainer, evaluate_every: int) -> None:
-        self.state: bytes | None = None
+    def __init__(self, trainer: Trainer, evaluate_every: int, state: bytes | None = None) -> None:
+        self._states: tuple[tuple[int, bytes | None], ...] = ((-1, state),)
         self._trainer = trainer
         self._evaluate_every = evaluate_every
 
@@ -50,8 +63,14 @@ class LocalTraining:
         """See `p2pfl.node.driver.Worker`."""
         events = [] if round % self._evaluate_every else [Evaluated(round, self._trainer.evaluate(vector))]
         trained = self._trainer.train(vector, round, seconds)
-        self.state = self._trainer.state()
+        # In one assignment: another thread reads it.
+        self._states = (*self._states[-1:], (round, self._trainer.state()))
         return Trained(round, trained.vector, trained.loss, trained.steps), events
+
+    def state_before(self, round: int) -> bytes | None:
+        """Return the trainer's state as it was when `round` began, for a checkpoint that is written during it."""
+        states = self._states
+        return next((state for trained, state in reversed(states) if trained < round), states[0][1])
 
 
 class ModelKeeper:
@@ -136,15 +155,22 @@ class Peer:
         )
         own = charter.security.channel == "suite"
         channel = ChannelTerms(charter.security.suite, charter.hash()) if own else None
-        transport = Libp2pTransport(identity.seed(), charter.roster(), channel)
+        transport = Libp2pTransport(identity.seed(), charter.roster(), channel, relay=home.config.relay)
         return cls(home, federation, transport, signer, trainer, initial, started, plan)
 
     def machine(self, resume: Resume | None) -> Machine:
         """Return the peer's protocol, at its beginning or where a former life of the peer left off."""
         if isinstance(self.plan, GroupPlan):
             keyring = Keyring(self.signer, self.federation.charter)
-            return GroupMachine(self.plan, keyring, self.initial, resume)
+            return GroupMachine(self.plan, keyring, self.initial, resume, self._masks())
         return PeerMachine(self.plan, self.initial, resume)
+
+    def _masks(self) -> MaskTerms | None:
+        charter = self.federation.charter
+        if charter.averaging.masks == "off":
+            return None
+        chosen = suite(charter.security.suite, clock=time.perf_counter)
+        return MaskTerms(chosen, RING_BITS, charter.averaging.clip, os.urandom)
 
     def run(self) -> None:
         """Run until the federation's last round, or until asked to stop (SIGINT, SIGTERM, SIGHUP).
@@ -209,11 +235,11 @@ class Peer:
             else:
                 trace.write(event)
 
-        worker = LocalTraining(self.trainer, self.home.config.evaluate_every)
-        worker.state = life.trainer
+        worker = LocalTraining(self.trainer, self.home.config.evaluate_every, life.trainer)
 
         def persist(record: Record) -> None:
-            life.checkpoints.persist(record, worker.state if isinstance(record, Checkpoint) else None)
+            state = worker.state_before(record.round) if isinstance(record, Checkpoint) else None
+            life.checkpoints.persist(record, state)
 
         try:
             return await self._drive(self.machine(life.resume), worker, Hooks(emit, keeper.adopt, persist))
@@ -231,14 +257,22 @@ class Peer:
         addresses: dict[PeerId, tuple[str, ...]] = {
             PeerId(member.peer_id): member.addresses
             for member in self.federation.charter.members
-            if self._meets(PeerId(member.peer_id))
+            if member.peer_id != self.started.peer
         }
-        driver = Driver(machine, self.transport, addresses, self.plan.charter, worker, hooks)
+        sought = self.plan.weights if isinstance(self.plan, Plan) else addresses.keys()
+        moved, now = self._record_of_move(), int(time.time())
+        driver = Driver(machine, self.transport, addresses, self.plan.charter, worker, hooks, sought, moved, now)
         failed: Exception | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_stop_on_signal, driver)
+
+            def ready(bound: Sequence[str]) -> None:
+                nursery.start_soon(self.transport.keep_reachable, self.home.config.announce)
+                if self.home.config.mdns:
+                    nursery.start_soon(self._meet_on_lan, addresses.keys(), bound, driver, hooks)
+
             try:
-                await driver.run(self.home.config.listen)
+                await driver.run(self.home.config.listen, ready)
             except Exception as error:  # noqa: BLE001 - raised outside the nursery, which would wrap it in a group
                 failed = error
             nursery.cancel_scope.cancel()
@@ -246,11 +280,21 @@ class Peer:
             raise failed
         return not driver.is_training
 
-    def _meets(self, peer: PeerId) -> bool:
-        """Return whether this peer keeps a link to that one."""
-        if isinstance(self.plan, GroupPlan):
-            return peer != self.started.peer
-        return peer in self.plan.weights
+    async def _meet_on_lan(
+        self, members: Collection[PeerId], bound: Sequence[str], driver: Driver, hooks: Hooks
+    ) -> None:
+        try:
+            await meet_on_lan(PeerId(self.started.peer), members, bound, driver.hint)
+        except OSError as error:
+            hooks.emit(Note(f"mdns: the local network cannot be asked: {error}; members are sought elsewhere"))
+
+    def _record_of_move(self) -> Callable[[int], Whereabouts] | None:
+        """Return what signs this peer's address record; None where the charter's addresses hold."""
+        announce = self.home.config.announce
+        member = self.federation.charter.member(self.started.member)
+        if not announce or member is None or set(announce) == set(member.addresses):
+            return None
+        return lambda sequence: sign_whereabouts(self.signer.identity, self.plan.charter, sequence, announce)
 
     def _save(self, keeper: ModelKeeper) -> None:
         model = make_model(self.federation.task.task)

@@ -28,6 +28,7 @@ from p2pfl.core.machine import (
     Effect,
     Emit,
     Finish,
+    Forsake,
     Input,
     LinkDown,
     LinkUp,
@@ -35,6 +36,7 @@ from p2pfl.core.machine import (
     Persisted,
     Received,
     RefuseBulk,
+    Seek,
     Send,
     SendBulk,
     SetTimer,
@@ -163,6 +165,9 @@ class Network:
             Emit: lambda peer, effect: peer.events.append((self.now, effect.event)),
             Adopt: lambda peer, effect: peer.adopted.append((effect.round, effect.vector)),
             Finish: self._finish,
+            # Whom a peer may link to is given with the network, and those links are kept up all the time.
+            Seek: _nothing,
+            Forsake: _nothing,
         }
 
     def _make_links(self) -> list[Link]:

@@ -55,7 +55,7 @@ def test_equal_seeds_draw_equal_random_graphs() -> None:
 
 
 def test_what_no_overlay_can_be_is_refused_in_one_line() -> None:
-    with pytest.raises(InvalidConfig, match=r"'star' is unknown; there are exponential, ring"):
+    with pytest.raises(InvalidConfig, match=r"'star' is unknown; there are groups, exponential, ring"):
         overlay("star", 5, 0)
     with pytest.raises(InvalidConfig, match="at least two members"):
         overlay("ring", 1, 0)

@@ -146,7 +146,7 @@ def test_a_peer_under_another_charter_is_refused_and_the_rest_go_on() -> None:
 @pytest.mark.parametrize(
     ("kind", "rest", "reason"),
     [
-        (LaneKind.CONTROL, b"\xff\xff", "a header of 65535 bytes; at most 32768 are allowed"),
+        (LaneKind.CONTROL, b"\xff\xff", "a header of 65535 bytes; at most 40960 are allowed"),
         (LaneKind.CONTROL, b"\x00\x00", "a frame without a header"),
         (LaneKind.CONTROL, b"\x00\x03abc", "a header that is not msgpack"),
         (LaneKind.BULK, b"\x00\x01\xc0", "a header that is not a list of fields"),

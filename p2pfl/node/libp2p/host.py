@@ -32,6 +32,7 @@ from p2pfl.node.libp2p.channel import ChannelTransport
 from p2pfl.node.libp2p.choice import SecurityChoice
 from p2pfl.node.libp2p.gate import RosterGate, explain
 from p2pfl.node.libp2p.lanes import StreamIncomingLane, StreamOutgoingLane
+from p2pfl.node.libp2p.relay import RENEW_EVERY, Relay, circuit_of, dial_through, expect_circuits, reserve
 from p2pfl.node.libp2p.tcp import CONNECTIONS_PER_PEER, ByteCount, TcpTransport, is_address_in_use
 from p2pfl.node.libp2p.yamux import YamuxConnection
 from p2pfl.node.transport import LaneHandler, LaneKind, OutgoingLane, RefusalHandler
@@ -78,6 +79,7 @@ class Libp2pTransport:
             offers libp2p's standard Noise instead, which other implementations speak, and which knows no charter.
         muxer: what carries streams over a secured connection; `guard.GuardedYamux` is libp2p's own, with its worst
             faults mended. On the wire they are the same.
+        relay: whether this peer leads members to members that cannot be dialled.
 
     Raises:
         InvalidConfig: the key has another length, the suite is not there, or the libp2p installed is one we do not
@@ -90,6 +92,7 @@ class Libp2pTransport:
         roster: Collection[PeerId],
         channel: ChannelTerms | None,
         muxer: Callable[[ISecureConn, ID], IMuxedConn] = YamuxConnection,
+        relay: bool = False,
     ) -> None:
         guard.verify_version()
         guard.silence()
@@ -101,6 +104,9 @@ class Libp2pTransport:
         self._channel = channel
         self._suite = None if channel is None else suite(channel.suite, clock=time.perf_counter)
         self._muxer = muxer
+        self._offers_relay = relay
+        self._relay: Relay | None = None
+        self._relays: set[PeerId] = set()
         self._count = ByteCount()
         self._host: BasicHost | None = None
         self._tcp = TcpTransport(self._count)
@@ -146,6 +152,8 @@ class Libp2pTransport:
         self._tcp = TcpTransport(self._count, on_refused)
         host = self._host = self._new_host(on_refused)
         self._accept_lanes(host, on_lane, on_refused)
+        if self._offers_relay:
+            self._relay = Relay(host, self.is_connected)
         failure: BaseException | None = None
         try:
             async with host.run(listen_addrs=[]):
@@ -297,6 +305,8 @@ class Libp2pTransport:
 
     async def _dial(self, peer: PeerId, text: str, seconds: float) -> str | None:
         """Dial one address, and say why it failed. Past libp2p's own dialling, its cache of failures and its delays."""
+        if circuit_of(text) is not None:
+            return await self._dial_circuit(peer, text, seconds)
         network = self._running().get_network()
         reason = "the name has no address"
         with trio.move_on_after(seconds):
@@ -311,6 +321,35 @@ class Libp2pTransport:
                 reason = str(error)
             return reason
         return f"no answer in {seconds:.3g} s"
+
+    async def _dial_circuit(self, peer: PeerId, text: str, seconds: float) -> str | None:
+        circuit = circuit_of(text)
+        if circuit is None or circuit.relay in (self._identity, peer):
+            return "leads over one of its own ends"
+        with trio.move_on_after(seconds):
+            try:
+                await self.connect(circuit.relay, (circuit.address,), Seconds(seconds))
+                await dial_through(self._running(), circuit.relay, peer)
+                return None
+            except Exception as error:  # noqa: BLE001 - whatever libp2p raises, the next address may answer
+                return explain(error)
+        return f"no answer in {seconds:.3g} s"
+
+    async def keep_reachable(self, addresses: Sequence[str]) -> None:
+        """Keep a reservation at the relays among one's own addresses, until cancelled; at once where there is none."""
+        circuits = [circuit for address in addresses if (circuit := circuit_of(address)) is not None]
+        if not circuits:
+            return
+        self._relays = {circuit.relay for circuit in circuits}
+        expect_circuits(self._running(), lambda peer: peer in self._relays)
+        while True:
+            for circuit in circuits:
+                try:
+                    await self.connect(circuit.relay, (circuit.address,), Seconds(OPEN_DEADLINE))
+                    await reserve(self._running(), circuit.relay)
+                except Unreachable as error:
+                    logger.warning("not reachable over a relay: %s", error)
+            await trio.sleep(RENEW_EVERY)
 
     def is_connected(self, peer: PeerId) -> bool:
         """Whether an authenticated connection to `peer` stands, whoever dialled it."""
@@ -344,7 +383,9 @@ class Libp2pTransport:
 
     async def roster_changed(self) -> None:
         """Close every connection to a peer that is not on the roster any more. Never raises."""
-        gone = {connection.peer for connection in self._tcp.connections} - {None, *self._roster}
+        over_relays = self._host.get_network().connections if self._host is not None else ()
+        known = {connection.peer for connection in self._tcp.connections} | {PeerId(str(peer)) for peer in over_relays}
+        gone = known - {None, *self._roster}
         async with trio.open_nursery() as nursery:
             for peer in gone:
                 nursery.start_soon(self.disconnect, peer)

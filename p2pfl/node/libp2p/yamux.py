@@ -16,6 +16,7 @@ from libp2p.peer.id import ID
 from libp2p.stream_muxer.exceptions import MuxedConnUnavailable, MuxedStreamError
 from multiaddr import Multiaddr
 
+from p2pfl.node.budget import CONNECTION_BURST, CONNECTION_RATE, FRAME_COST, OPEN_COST, Allowance
 from p2pfl.node.libp2p import frames
 from p2pfl.node.libp2p.frames import Deframer, Frame, Limits, Pulse, ReceiveWindow, StreamNumbers, Violation, encode
 from p2pfl.node.libp2p.streams import YamuxStream
@@ -44,6 +45,7 @@ class YamuxConnection(IMuxedConn):
         self._accept, self._accepted = trio.open_memory_channel[YamuxStream](limits.incoming)
         # Reading
         self._deframer = Deframer()
+        self._allowance = Allowance(CONNECTION_RATE, CONNECTION_BURST)
         self._sink: YamuxStream | None = None
         self._sink_ends = False
         self._reading = trio.CancelScope()
@@ -197,11 +199,11 @@ class YamuxConnection(IMuxedConn):
     async def _read(self) -> None:
         try:
             if self._records is not None:
-                self._feed(memoryview(self._records.leftover()))
+                await self._feed(memoryview(self._records.leftover()))
             while True:
                 piece = await self._receive()
                 self._pulse.hear(trio.current_time())
-                self._feed(memoryview(piece))
+                await self._feed(memoryview(piece))
         except Violation as violation:
             logger.debug("%s broke the muxer's protocol: %s", self.peer_id, violation)
             self._leave(frames.PROTOCOL_ERROR, f"the peer broke the protocol: {violation}")
@@ -221,10 +223,12 @@ class YamuxConnection(IMuxedConn):
             raise ConnectionClosedError("the peer closed the connection", transport="tcp")
         return piece
 
-    def _feed(self, piece: memoryview) -> None:
+    async def _feed(self, piece: memoryview) -> None:
         for part in self._deframer.feed(piece):
             if isinstance(part, Frame):
                 self._on_frame(part)
+                if self._allowance.note(_cost(part)):
+                    await self._allowance.rest()
             elif self._sink is not None:
                 self._sink.deliver(part)
                 if self._sink_ends and not self._deframer.left:
@@ -324,3 +328,7 @@ class YamuxConnection(IMuxedConn):
             except Exception as error:  # noqa: BLE001 - it was gone before
                 logger.debug("a connection of %s did not close cleanly: %r", self.peer_id, error)
         self._writer.abort()
+
+
+def _cost(frame: Frame) -> float:
+    return OPEN_COST if frame.flags & frames.SYN and frame.kind != frames.PING else FRAME_COST

@@ -1,0 +1,58 @@
+"""What a peer puts together for its driver: the trainer's state of the right round, and its own address record."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from p2pfl.core.ids import Round
+from p2pfl.core.machine import Vector
+from p2pfl.node.discovery import verify_whereabouts
+from p2pfl.node.federation import Home
+from p2pfl.node.peer import LocalTraining, Peer
+from tests.node.homes import make_folders
+
+
+class Counting:
+    """A trainer whose state is the number of its trainings."""
+
+    count = 0
+
+    def train(self, vector: Vector, round: Round, seconds: float) -> Any:
+        self.count += 1
+        return type("Trained", (), {"vector": vector, "loss": 0.0, "steps": 1})()
+
+    def state(self) -> bytes:
+        return bytes([self.count])
+
+    def evaluate(self, vector: Vector) -> dict[str, float]:
+        return {}
+
+
+def test_a_checkpoint_takes_the_state_from_before_its_round_though_that_has_begun() -> None:
+    worker = LocalTraining(Counting(), 10**9, b"former life")  # type: ignore[arg-type]
+    assert worker.state_before(0) == b"former life"
+    for round in range(7, 10):
+        worker.train(Round(round), np.zeros(1, np.float32), 1.0)
+        assert worker.state_before(round + 1) == bytes([round - 6])
+        assert worker.state_before(round) == (b"former life" if round == 7 else bytes([round - 7]))
+    assert worker.state_before(500) == bytes([3]), "rounds without training leave the state as it was"
+
+
+def test_only_a_peer_that_announces_other_addresses_than_the_charters_signs_a_record(tmp_path: Path) -> None:
+    folders = make_folders(tmp_path / "federation")
+    home = folders.homes["bee"]
+    assert Peer.prepare(home)._record_of_move() is None
+    elsewhere = ("/ip4/192.0.2.9/tcp/4009",)
+    moved = Peer.prepare(replace_announce(home, elsewhere))
+    sign = moved._record_of_move()
+    assert sign is not None
+    record = sign(17)
+    verify_whereabouts(record)
+    assert (record.member, record.sequence, record.addresses) == (moved.started.peer, 17, elsewhere)
+    assert record.charter == folders.charter().hash()
+
+
+def replace_announce(home: Home, addresses: tuple[str, ...]) -> Home:
+    return replace(home, config=home.config.model_copy(update={"announce": addresses}))
