@@ -115,7 +115,12 @@ def charter_new(
     folder: Annotated[Path, typer.Argument(help="Where charter.toml and initial.safetensors are put.")],
     name: Annotated[str, typer.Option(help="The federation's name.")] = "federation",
     task: Annotated[str, typer.Option(help="A built-in task, or file.py:ClassName in that folder.")] = "digits",
-    topology: Annotated[str, typer.Option(help="exponential, ring, complete or random-regular.")] = "exponential",
+    topology: Annotated[
+        str, typer.Option(help="groups, drawn anew each round; or exponential, ring, complete, random-regular.")
+    ] = "groups",
+    masks: Annotated[
+        bool, typer.Option("--masks/--no-masks", help="Hide single updates in groups: only sums are revealed.")
+    ] = True,
     rounds: Annotated[int, typer.Option(help="Rounds of local training and averaging.")] = 60,
     suite: Annotated[str, typer.Option(help="The cipher suite: aes, sm4 or gm.")] = "aes",
     seed: Annotated[int, typer.Option(help="Draws the initial model.")] = 0,
@@ -126,7 +131,8 @@ def charter_new(
     path = folder / CHARTER_FILE
     if path.exists():
         raise InvalidConfig(f"{path}: exists already; name another folder")
-    terms = {"training": {"rounds": rounds}, "averaging": {"topology": topology}, "security": {"suite": suite}}
+    averaging = {"topology": topology, **({} if masks else {"masks": "off"})}
+    terms = {"training": {"rounds": rounds}, "averaging": averaging, "security": {"suite": suite}}
     charter = draft_charter(folder, name, task, terms, seed)
     save_charter(path, charter)
     _say(f"{path}: a draft of {charter.name}: {task}, {charter.model.parameters} parameters, no members yet")
@@ -222,9 +228,10 @@ def peer(config: ConfigFile = Path("peer.toml")) -> None:
     prepared = Peer.prepare(home)
     charter = prepared.federation.charter
     console = Console(highlight=False)
+    masked = charter.averaging.masks == "on"
     name, reader = home.config.name, TraceReader(home.run_path / TRACE_FILE, skip=True)
     with (
-        LiveView([name], charter.training.rounds, console, str(home.run_path)) as view,
+        LiveView([name], charter.training.rounds, console, str(home.run_path), masked=masked) as view,
         following(reader, name, view),
     ):
         prepared.run()
@@ -244,6 +251,9 @@ def demo(
     alpha: Annotated[float, typer.Option(help="How alike the peers' data is: Dirichlet; smaller is less alike.")] = 0.5,
     seed: Annotated[int, typer.Option(help="Draws the shares of data, the initial model and all orders.")] = 0,
     suite: Annotated[str, typer.Option(help="The channels' cipher suite: aes, sm4 or gm.")] = "aes",
+    masks: Annotated[
+        bool, typer.Option("--masks/--no-masks", help="Hide single updates in groups: only sums are revealed.")
+    ] = True,
     chaos: Annotated[
         bool, typer.Option("--chaos", help="Kill, freeze and cut off peers meanwhile, and see them come back.")
     ] = False,
@@ -268,6 +278,7 @@ def demo(
             alpha=alpha,
             seed=seed,
             suite=suite,
+            masks=masks,
             chaos=chaos,
         )
 
@@ -283,7 +294,9 @@ def _demo(path: Path, numbered: bool, **settings: Any) -> None:
     federation = prepare_demo(path, chosen, numbered)
     path = federation.path
     console = Console(highlight=False)
-    with LiveView([home.config.name for home in federation.homes], chosen.rounds, console, str(path)) as view:
+    masked = chosen.masks and chosen.topology == "groups"
+    names = [home.config.name for home in federation.homes]
+    with LiveView(names, chosen.rounds, console, str(path), masked=masked) as view:
         failures = run_demo(federation, view, debug=_debug, chaos=chosen.chaos)
     console.print(make_report(path))
     killed = {name: failure for name, failure in failures.items() if failure.killed}

@@ -26,7 +26,10 @@ COMMANDS = [
     ["init"],
     ["charter"],
     *(["charter", name] for name in ("new", "join", "sign", "show", "check")),
-    *([name] for name in ("peer", "demo", "report", "evaluate", "predict", "export", "suites", "verify-wire")),
+    *(
+        [name]
+        for name in ("peer", "demo", "report", "evaluate", "predict", "export", "suites", "verify-wire", "replay")
+    ),
 ]
 
 
@@ -249,7 +252,7 @@ def test_under_gm_members_sign_with_sm2_too(p2pfl: Commands, tmp_path: Path) -> 
     for name in ("fastecdsa", "gmssl_pyx"):
         pytest.importorskip(name, reason="the extra [gm] is not installed", exc_type=ImportError)
     draft = "agreed/charter.toml"
-    p2pfl.well("charter", "new", "agreed", "--suite", "gm")
+    p2pfl.well("charter", "new", "agreed", "--suite", "gm", "--no-masks")
     for port, name in enumerate(("ant", "bee"), 4001):
         p2pfl.well("init", name, "--announce", f"/ip4/127.0.0.1/tcp/{port}")
         said = p2pfl.well("charter", "join", draft, "--config", name)
@@ -300,7 +303,7 @@ def test_a_key_under_a_passphrase_serves_the_commands(p2pfl: Commands, tmp_path:
     secret.chmod(0o600)
     p2pfl.well("init", "ant", "--announce", "/ip4/127.0.0.1/tcp/4001", "--passphrase-file", secret)
     assert b"UNDER PASSPHRASE" in Path("ant/identity.pem").read_bytes()
-    p2pfl.well("charter", "new", "agreed", "--task", "digits")
+    p2pfl.well("charter", "new", "agreed", "--task", "digits", "--no-masks")
     assert "ant has joined" in p2pfl.well("charter", "join", "agreed/charter.toml", "--config", "ant")
     secret.write_text("open barley\n")
     line = p2pfl.fault("charter", "sign", "agreed/charter.toml", "--config", "ant")
@@ -310,7 +313,7 @@ def test_a_key_under_a_passphrase_serves_the_commands(p2pfl: Commands, tmp_path:
 def test_joining_without_an_address_says_where_to_write_one(p2pfl: Commands) -> None:
     said = p2pfl.well("init", "ant")
     assert 'ant/peer.toml: announce = ["/dns4/YOUR-HOST/tcp/4001"]' in said
-    p2pfl.well("charter", "new", "agreed")
+    p2pfl.well("charter", "new", "agreed", "--no-masks")
     assert "announce: empty; write where the others reach this peer" in p2pfl.fault(
         "charter", "join", "agreed/charter.toml", "--config", "ant"
     )

@@ -112,13 +112,14 @@ def pid_of(run: Path, peer: str) -> int:
     raise AssertionError(f"no process writes {trace}")
 
 
+@pytest.mark.parametrize("topology", ["groups", "exponential"])
 def test_every_peer_is_better_together_than_alone_and_equal_seeds_give_equal_models(
-    tmp_path: Path, start: Callable[..., Demo]
+    tmp_path: Path, start: Callable[..., Demo], topology: str
 ) -> None:
     runs = [tmp_path / "a", tmp_path / "b"]
     peers = [f"peer-{i}" for i in range(4)]
     for run in runs:
-        demo = start(run, "--peers", "4", "--rounds", "40", "--seed", "3")
+        demo = start(run, "--peers", "4", "--rounds", "40", "--seed", "3", "--topology", topology)
         assert demo.end() == 0
         summary = json.loads((run / "summary.json").read_text())
         for peer in summary["peers"]:
@@ -165,12 +166,12 @@ def test_ctrl_c_stops_every_peer_and_leaves_no_process(tmp_path: Path, start: Ca
 
 def test_peers_finish_without_their_launcher(tmp_path: Path, start: Callable[..., Demo]) -> None:
     run = tmp_path / "run"
-    demo = start(run, "--peers", "3", "--rounds", "300")
+    demo = start(run, "--peers", "3", "--rounds", "100")
     demo.wait_for("training")
     demo.process.kill()
     assert demo.end() == -signal.SIGKILL
     for peer in ("peer-0", "peer-1", "peer-2"):
-        assert len([record for record in rounds_of(run, peer) if not record.settling]) == 300
+        assert len([record for record in rounds_of(run, peer) if not record.settling]) == 100
         finished = read_trace(run / "peers" / peer / TRACE_FILE)[-1].event
         assert isinstance(finished, PeerFinished)
         assert finished.outcome == "done"
@@ -230,6 +231,8 @@ class RaisingView:
         self.updates += 1
         raise self.error
 
+    def tell(self, name: str, text: str, mark: str) -> None: ...
+
 
 @pytest.mark.parametrize("error", [BrokenPipeError(), SystemExit(1), Malformed("line 3")])
 def test_a_view_that_cannot_be_drawn_stops_no_peer(
@@ -254,6 +257,8 @@ def test_a_closed_terminal_is_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyP
             del new
             if FakeLauncher.looks == 2:
                 signal.raise_signal(sent)
+
+        def tell(self, name: str, text: str, mark: str) -> None: ...
 
     with pytest.raises(KeyboardInterrupt):
         run_demo(LocalFederation(tmp_path, ()), View())

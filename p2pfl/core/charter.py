@@ -111,21 +111,29 @@ class AveragingTerms(Settings):
         group_size: members wanted in a group; a group has up to twice as many, less one.
         colluders: how many members may work together without being able to forge an average or drag the others along.
         topology_seed: draws the overlay of `random-regular`.
-        masks: whether single updates are hidden: in groups only, where no two sums overlap.
+        masks: whether single updates are hidden: in groups only, where no two sums overlap, and there unless said
+            otherwise.
         clip: under masks, the largest absolute value of a model's parameter or buffer that is represented; a sum's
             fixed point is this fine, divided by 2^31 and multiplied by the members.
         tolerance: after the last training round the peers average until the consensus distance is below this.
         settle_rounds: at most so many rounds of that.
     """
 
-    topology: Topology = "exponential"
+    topology: Topology = "groups"
     group_size: Annotated[int, Field(ge=3, le=32)] = 8
     colluders: Annotated[int, Field(ge=0, le=30)] = 1
     topology_seed: Annotated[int, Field(ge=0)] = 0
-    masks: Literal["on", "off"] = "off"
+    masks: Literal["on", "off"] = "on"
     clip: Annotated[float, Field(ge=1e-9, le=1e9, allow_inf_nan=False)] = 64.0
     tolerance: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-6
     settle_rounds: Annotated[int, Field(ge=0, le=100_000)] = 500
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mask_groups(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "masks" not in values:
+            return {**values, "masks": "on" if values.get("topology", "groups") == "groups" else "off"}
+        return values
 
     @model_validator(mode="after")
     def _masks_fit(self) -> "AveragingTerms":

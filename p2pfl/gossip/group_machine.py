@@ -9,11 +9,13 @@ with somebody's current model. One that is cut off waits: it passes no round wit
 alone.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from p2pfl.core.canonical import canonical
 from p2pfl.core.charter import Charter, Deadlines
 from p2pfl.core.errors import (
     Malformed,
@@ -130,14 +132,15 @@ class GroupPlan:
         """Derive the plan of `me` from the charter."""
         roster = charter.roster()
         names = {PeerId(member.peer_id): member.name for member in charter.members}
-        size = min(charter.averaging.group_size, len(roster))
-        colluders = min(charter.averaging.colluders, bearable_colluders(size))
+        averaging = charter.averaging
+        size = min(averaging.group_size, len(roster))
+        colluders = min(averaging.colluders, bearable_colluders(size))
         return cls(
             me=roster.index(me),
             charter=charter.hash(),
             roster=roster,
             names=tuple(names[peer] for peer in roster),
-            beacon=charter.hash(),
+            beacon=_beacon(charter),
             group_size=size,
             colluders=colluders,
             least=min(colluders + 2, len(roster)),
@@ -916,3 +919,9 @@ class GroupMachine:
 def replace_peer(error: RemoteError, peer: PeerId) -> RemoteError:
     """Return the error with who is to blame."""
     return error if error.peer is not None else type(error)(error.reason, peer)
+
+
+def _beacon(charter: Charter) -> bytes:
+    """Return what groups are drawn from: names and the charter's seed, so that fresh keys draw the same."""
+    names = sorted(member.name for member in charter.members)
+    return hashlib.sha256(canonical(["p2pfl/beacon/1", charter.name, charter.averaging.topology_seed, names])).digest()

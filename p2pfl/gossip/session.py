@@ -958,7 +958,8 @@ class Session:
         place = work.members.index(self.terms.me)
         effects = [*self._reveal(), *self._sum(place)]
         before = (place - 1) % len(work.members)
-        orphaned = self._is_due("deputy") and before not in self._statements.signed(Result, work.session)
+        # Also one that signed its result and sends it to nobody.
+        orphaned = self._is_due("deputy") and before not in self._results
         if orphaned and not work.deputizes:
             work.deputizes = True
             self._at["repeat"] = self._now
@@ -989,8 +990,11 @@ class Session:
     def _sum(self, chunk: int) -> list[Effect]:
         """Average a chunk, if this peer has not yet and holds all it takes."""
         survivors = self.survivors or ()
-        signed = chunk in self._statements.of(Result, self._work.session)
-        if signed or chunk in self._work.reducing or not all(self._is_whole(chunk, who) for who in survivors):
+        if (
+            chunk in self._results
+            or chunk in self._work.reducing
+            or not all(self._is_whole(chunk, who) for who in survivors)
+        ):
             return []
         terms, masks = self._masks, self._work.masks
         if terms is not None and masks is None:
@@ -1012,8 +1016,13 @@ class Session:
         return [Compute(f"reduce/{chunk}", work, sum(part.nbytes for part in parts))]
 
     def _release(self, chunk: int, vector: Vector, found: bytes) -> list[Effect]:
+        signed = self._statements.of(Result, self._work.session).get(chunk)
+        if signed is not None and signed.digest != found:
+            return []  # its aggregator says something else; who is right is for an audit to find out
         self._results[chunk] = (vector, found)
-        effects = self._state(Result(self.terms.round, self._work.session, chunk, found))
+        effects: list[Effect] = []
+        if signed is None:
+            effects += self._state(Result(self.terms.round, self._work.session, chunk, found))
         for who in self.terms.group:
             if who != self.terms.me:
                 effects += self._bulk(who, Part.RESULT, chunk, vector)

@@ -148,7 +148,7 @@ class Driver:
                 nursery.start_soon(self._run_timers)
                 self.feed(Started())
                 await self._finished.wait()
-                await self._links.flush()
+                await self._links.leave()
                 nursery.cancel_scope.cancel()
         if self._error is not None:
             raise self._error

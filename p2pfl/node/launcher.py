@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -55,7 +55,13 @@ class LocalFederation:
 
 
 def create_federation(
-    path: Path, task: str, terms: Mapping[str, Any], data: Sequence[Mapping[str, Any]], seed: int
+    path: Path,
+    task: str,
+    terms: Mapping[str, Any],
+    data: Sequence[Mapping[str, Any]],
+    seed: int,
+    *,
+    addresses: Sequence[tuple[str, str]] | None = None,
 ) -> LocalFederation:
     """Make folders, draw up a charter and have all members join and sign it, as organisations would one by one.
 
@@ -65,6 +71,7 @@ def create_federation(
         terms: the charter's tables.
         data: each peer's `[data]` table.
         seed: draws the initial model, and with a peer's number the order of its examples.
+        addresses: where each peer listens, and where it says that others reach it; by default one on a free port.
 
     Raises:
         InvalidConfig: the task or a setting cannot be used.
@@ -72,14 +79,13 @@ def create_federation(
     charter = draft_charter(path, "demo", task, terms, seed)
     history_every = _history_every(charter)
     homes = []
-    for number, (port, table) in enumerate(zip(free_ports(len(data)), data, strict=True)):
-        address = f"/ip4/127.0.0.1/tcp/{port}"
+    for number, (table, (listen, announce)) in enumerate(zip(data, addresses or _free(len(data)), strict=True)):
         config = PeerConfig(
             name=f"peer-{number}",
             charter=f"../../{CHARTER_FILE}",
             run=".",
-            listen=(address,),
-            announce=(address,),
+            listen=(listen,),
+            announce=(announce,),
             seed=seed * len(data) + number,
             history_every=history_every,
             data=dict(table),
@@ -98,6 +104,11 @@ def _history_every(charter: Charter) -> int:
     """Return how often a peer may copy its model for the plots within `HISTORY_BYTES`."""
     rounds = charter.training.rounds + charter.averaging.settle_rounds
     return max(1, math.ceil(4 * charter.model.parameters * rounds / HISTORY_BYTES))
+
+
+def _free(count: int) -> list[tuple[str, str]]:
+    places = [f"/ip4/127.0.0.1/tcp/{port}" for port in free_ports(count)]
+    return list(zip(places, places, strict=True))
 
 
 def free_ports(count: int) -> list[int]:
@@ -189,16 +200,22 @@ class Launcher:
 
     def __init__(self, federation: LocalFederation, debug: bool = False) -> None:
         preload()
-        context: ForkServerContext = multiprocessing.get_context("forkserver")
         self.processes: dict[str, ForkServerProcess] = {}
+        self._debug = debug
+        self._homes = {home.config.name: home for home in federation.homes}
         self._reasons: dict[str, Connection] = {}
         self._tell: list[Connection] = []
-        for home in federation.homes:
-            name = home.config.name
-            self._reasons[name], tell = context.Pipe(duplex=False)
-            self._tell.append(tell)
-            self.processes[name] = context.Process(target=run_process, args=(str(home.path), debug, tell), name=name)
-        self._readers = {home.config.name: TraceReader(home.run_path / TRACE_FILE) for home in federation.homes}
+        self._frozen: set[str] = set()
+        for name in self._homes:
+            self._make(name)
+        self._readers = {name: TraceReader(home.run_path / TRACE_FILE) for name, home in self._homes.items()}
+
+    def _make(self, name: str) -> None:
+        context: ForkServerContext = multiprocessing.get_context("forkserver")
+        self._reasons[name], tell = context.Pipe(duplex=False)
+        self._tell.append(tell)
+        arguments = (str(self._homes[name].path), self._debug, tell)
+        self.processes[name] = context.Process(target=run_process, args=arguments, name=name)
 
     def start(self) -> None:
         """Start all peers."""
@@ -206,14 +223,58 @@ class Launcher:
         first = multiprocessing.get_context("forkserver").Process(target=bool)
         first.start()
         first.join()
+        self._start(self.processes)
+
+    def _start(self, names: Iterable[str]) -> None:
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _LAUNCHERS_SIGNALS)
         try:
-            for process in self.processes.values():
-                process.start()
+            for name in names:
+                self.processes[name].start()
         finally:
             for tell in self._tell:
                 tell.close()
+            self._tell.clear()
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+    def pid(self, name: str) -> int | None:
+        """Return the number of a peer's process, of its latest life; None before the first."""
+        return self.processes[name].pid
+
+    # What may happen to a peer
+
+    def kill(self, name: str) -> None:
+        """End a peer's process at once, as a power cut would; on return it is gone."""
+        self.processes[name].kill()
+        self.processes[name].join()
+        self._frozen.discard(name)
+
+    def start_again(self, name: str) -> None:
+        """Start a peer whose process has ended, from its folder as that one left it."""
+        self._reasons[name].close()
+        self._make(name)
+        self._start([name])
+
+    def freeze(self, name: str) -> None:
+        """Stop a peer's process where it stands; its sockets stay open."""
+        if self._signal(name, signal.SIGSTOP):
+            self._frozen.add(name)
+
+    def thaw(self, name: str) -> None:
+        """Let a frozen peer go on."""
+        self._frozen.discard(name)
+        self._signal(name, signal.SIGCONT)
+
+    def _signal(self, name: str, number: signal.Signals) -> bool:
+        process = self.processes[name]
+        if process.pid is None or not process.is_alive():
+            return False
+        try:
+            os.kill(process.pid, number)
+        except ProcessLookupError:
+            return False
+        return True
+
+    # What becomes of all of them
 
     def read_new(self) -> dict[str, list[Entry]]:
         """Return what each peer has written to its trace since the last call."""
@@ -230,6 +291,8 @@ class Launcher:
 
     def stop(self) -> None:
         """Ask every peer to leave; kill those that do not within `STOP_SECONDS`, or at once on Ctrl-C. None is left."""
+        for name in tuple(self._frozen):
+            self.thaw(name)
         started = [process for process in self.processes.values() if process.pid is not None]
         deadline = time.monotonic() + STOP_SECONDS
         try:

@@ -111,6 +111,7 @@ class Links:
         self._directory = directory
         self._hello = hello
         self._events = events
+        self._leaving = False
         self._nursery: trio.Nursery | None = None
         self._credit = ReceiveCredit()
         self._links = {peer: _Link(peer, peer in sought) for peer in directory.members}
@@ -167,11 +168,23 @@ class Links:
             link.queues[kind].append(item)
             link.notify()
 
-    async def flush(self) -> None:
-        """Wait, for a bounded time, until everything queued is written."""
+    async def leave(self) -> None:
+        """Write what is queued, end all lanes, and wait a little until the neighbors have ended theirs.
+
+        A connection that is closed while something of the neighbor's lies unread takes with it what the neighbor has
+        not read yet, goodbyes included.
+        """
         with trio.move_on_after(FLUSH_TIMEOUT):
             for link in self._links.values():
                 while link.up and (link.writing or any(link.queues.values())):
+                    await link.changed.wait()
+        self._leaving = True
+        for link in self._links.values():
+            if link.outgoing is not None:
+                link.outgoing.cancel()
+        with trio.move_on_after(GRACE):
+            for link in self._links.values():
+                while link.incoming:
                     await link.changed.wait()
 
     def ban(self, peer: PeerId, reason: str) -> None:
@@ -206,6 +219,8 @@ class Links:
             while not link.sought and LaneKind.CONTROL not in link.incoming:
                 await link.changed.wait()
             link.came_up, link.called = False, trio.Event()
+            if self._leaving:
+                return
             try:
                 await self._hold(link)
             except TransportError as error:
@@ -238,7 +253,7 @@ class Links:
             raise
         finally:
             link.outgoing = None
-            await _end(lanes.values(), reset=taken_down)
+            await _end(lanes.values(), reset=taken_down and not self._leaving)
 
     async def _open(self, link: _Link, lanes: dict[LaneKind, OutgoingLane]) -> None:
         try:
@@ -320,6 +335,7 @@ class Links:
         if link.incoming.get(kind) is not reading:
             return  # A newer lane of the neighbor took its place.
         del link.incoming[kind]
+        link.notify()
         if kind is LaneKind.CONTROL:
             link.greeted = False
         # A clean end of one lane may come before the other's last message.

@@ -5,6 +5,7 @@ came from elsewhere is never taken for markup or for a terminal's control codes.
 """
 
 import math
+import re
 import statistics
 import threading
 import time
@@ -35,6 +36,7 @@ from p2pfl.core.trace import (
 from p2pfl.node.tracefile import TraceReader
 
 UNMASKED = "UNMASKED: neighbors see each other's updates"
+MASKED = "masked: only sums are revealed"
 REMARKS_SHOWN = 4
 """Lines of the footer: what still leaves room for eight peers on 24 lines."""
 QUIET_SECONDS = 10.0
@@ -47,12 +49,17 @@ _POLL_SECONDS, _JOIN_SECONDS = 0.2, 5.0
 _STYLES: Mapping[State, str] = {
     State.STARTING: "dim",
     State.LINKING: "yellow",
+    State.SYNCING: "yellow",
     State.TRAINING: "cyan",
+    State.AVERAGING: "cyan",
     State.SETTLING: "blue",
     State.LEAVING: "magenta",
     State.DONE: "green",
     State.FAILED: "bold red",
 }
+_PEER_ID = re.compile(r"^12D3KooW\w+: ")
+"""What a link's reason begins with; its neighbor is named already."""
+_IN_ROUNDS = (State.TRAINING, State.AVERAGING, State.SETTLING)
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,9 @@ class PeerView:
         settling: how many of them only averaged.
         metric: the name and the latest value of the task's main metric.
         heard: how many neighbors were in the last average.
-        absent: the neighbors that were not.
+        sought: how many there might have been: its neighbors, or the others of its group.
+        absent: those that were not.
+        mark: what somebody says has befallen it, beside its state.
         at: when its trace last grew, in seconds since 1970.
     """
 
@@ -76,6 +85,8 @@ class PeerView:
     metric: tuple[str, float] | None = None
     neighbors: tuple[str, ...] = ()
     heard: int = 0
+    sought: int = 0
+    mark: str = ""
     absent: tuple[str, ...] = ()
     bytes_in: int = 0
     bytes_out: int = 0
@@ -89,7 +100,7 @@ def fold(view: PeerView, entry: Entry) -> PeerView:
     match entry.event:
         case PeerStarted() as event:
             return replace(
-                PeerView(view.name, at=entry.at, bytes_in=entry.bytes_in, bytes_out=entry.bytes_out),
+                PeerView(view.name, at=entry.at, bytes_in=entry.bytes_in, bytes_out=entry.bytes_out, mark=view.mark),
                 neighbors=event.neighbors,
                 rounds=event.resumed_at,
             )
@@ -102,6 +113,7 @@ def fold(view: PeerView, entry: Entry) -> PeerView:
                 settling=view.settling + event.settling,
                 loss=view.loss if event.loss is None else event.loss,
                 heard=len(event.heard),
+                sought=len(event.heard) + len(event.absent) if event.outcome else len(view.neighbors),
                 absent=tuple(event.absent),
             )
         case Evaluated(_, metrics):
@@ -119,8 +131,9 @@ def remark(view: PeerView, entry: Entry) -> str | None:
         case Refused(who, reason):
             return printable(f"refused {who}: {reason}")
         case LinkChanged(neighbor, False, reason) if view.state not in (State.LEAVING, State.DONE, State.FAILED):
-            return printable(f"lost the link to {neighbor}" + (f": {reason}" if reason else ""))
-        case LinkChanged(neighbor, True, _) if view.state in (State.TRAINING, State.SETTLING):
+            why = _PEER_ID.sub("", reason)
+            return printable(f"lost the link to {neighbor}" + (f": {why}" if why else ""))
+        case LinkChanged(neighbor, True, _) if view.state in _IN_ROUNDS:
             return printable(f"linked to {neighbor} again")
     return None
 
@@ -154,9 +167,13 @@ class LiveView:
         rounds: how many training rounds there are.
         console: where to draw; not a terminal: plain lines.
         title: what the header calls the run, such as its folder.
+        masked: whether single updates are hidden.
     """
 
-    def __init__(self, names: Sequence[str], rounds: int, console: Console, title: str = "") -> None:
+    def __init__(
+        self, names: Sequence[str], rounds: int, console: Console, title: str = "", *, masked: bool = False
+    ) -> None:
+        self._masked = masked
         self._views = {name: PeerView(name) for name in names}
         self._rounds = rounds
         self._console = console
@@ -169,7 +186,7 @@ class LiveView:
 
     def __enter__(self) -> Self:
         if self._live is None:
-            self._print(f"{UNMASKED} ({self._title or 'this run'})")
+            self._print(f"{MASKED if self._masked else UNMASKED} ({self._title or 'this run'})")
         else:
             self._live.start()
             self._draw(self._live)
@@ -191,7 +208,7 @@ class LiveView:
                 before = self._views[name]
                 self._views[name] = fold(before, entry)
                 remarks += [(name, line)] if (line := remark(before, entry)) else []
-                changes += [(name, line)] if (line := change(entry)) else []
+                changes += [(name, line)] if (line := change(before, entry)) else []
         lines = together(remarks, len(self._views))
         if self._live is None:
             for line in [*self._progress(), *together(changes, len(self._views)), *lines]:
@@ -201,11 +218,21 @@ class LiveView:
             if time.monotonic() - self._drawn >= REDRAW_SECONDS:
                 self._draw(self._live)
 
+    def tell(self, name: str, text: str, mark: str) -> None:
+        """Take what happened to a peer, and what is shown beside its state from now on."""
+        self._views[name] = replace(self._views[name], mark=mark)
+        line = f"{name}: {text}"
+        if self._live is None:
+            self._print(line)
+        else:
+            self._remarks = [*self._remarks, line][-REMARKS_SHOWN:]
+            self._draw(self._live)
+
     def _draw(self, live: Live) -> None:
         self._drawn = time.monotonic()
         elapsed = self._drawn - self._began
         views = list(self._views.values())
-        header = header_line(self._title, elapsed)
+        header = header_line(self._title, elapsed, masked=self._masked)
         rows = max(1, self._console.height - _FRAME_LINES - REMARKS_SHOWN)
         table = peers_table(views, self._rounds, time.time(), rows)
         footer = [Text(line, style="yellow", no_wrap=True, overflow="ellipsis") for line in self._remarks]
@@ -228,9 +255,16 @@ class LiveView:
 # Plain lines
 
 
-def change(entry: Entry) -> str | None:
-    """Return the line for a peer that passed to another state or finished, if it did."""
+def change(view: PeerView, entry: Entry) -> str | None:
+    """Return the line for a peer that passed to another state after `view`, or finished, if it did.
+
+    In groups a peer trains and averages in turns, which is no news.
+    """
     match entry.event:
+        case StateChanged(State.AVERAGING, _):
+            return None
+        case StateChanged(State.TRAINING, _) if view.state in _IN_ROUNDS:
+            return None
         case StateChanged(State.DONE | State.FAILED, _):
             return None  # the line for the end says more, and comes once the model is on disk
         case StateChanged(state, round):
@@ -278,9 +312,10 @@ def progress_line(views: Sequence[PeerView], rounds: int) -> str:
 # The table
 
 
-def header_line(title: str, elapsed: float) -> Text:
-    """Return the line above the table; it says first that nothing is masked."""
-    line = Text.assemble((f" {UNMASKED} ", "bold black on yellow"), no_wrap=True, overflow="ellipsis")
+def header_line(title: str, elapsed: float, *, masked: bool = False) -> Text:
+    """Return the line above the table; it says first whether anything is masked."""
+    what = (f" {MASKED} ", "bold black on green") if masked else (f" {UNMASKED} ", "bold black on yellow")
+    line = Text.assemble(what, no_wrap=True, overflow="ellipsis")
     return line.append(f"  {printable(title)}" if title else "").append(f"  {duration_text(elapsed)}", "dim")
 
 
@@ -351,6 +386,8 @@ def _state(view: PeerView, now: float) -> Text:
     text = Text(view.state.value, _STYLES[view.state])
     if view.finished is not None and view.finished.outcome == "stopped":
         text = Text("stopped", "yellow")
+    if view.mark:
+        return text.append(f" ({view.mark})", "bold yellow")
     quiet = _quiet(view, now)
     return text.append(f" (quiet {duration_text(quiet)})", "yellow") if quiet > QUIET_SECONDS else text
 
@@ -358,7 +395,7 @@ def _state(view: PeerView, now: float) -> Text:
 def _heard(view: PeerView) -> Text:
     if not view.rounds:
         return Text("")
-    text = Text(f"{view.heard}/{len(view.neighbors)}", no_wrap=True)
+    text = Text(f"{view.heard}/{view.sought}", no_wrap=True)
     return text.append(f" without {', '.join(view.absent)}", "yellow") if view.absent else text
 
 

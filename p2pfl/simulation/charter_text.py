@@ -24,7 +24,10 @@ def describe_charter(charter: Charter) -> Iterator[str]:
     )
     sm2 = "; members sign with SM2 beside Ed25519" if SUITES[charter.security.suite].sm2_signatures else ""
     yield f"suite     {charter.security.suite}: `p2pfl suites` says what that is{sm2}"
-    yield f"masks     {averaging.masks}: UNMASKED, neighbors see each other's updates"
+    if averaging.masks == "on":
+        yield f"masks     on: only sums are revealed; values up to {averaging.clip:g}"
+    else:
+        yield "masks     off: UNMASKED, neighbors see each other's updates"
     yield f"topology  {averaging.topology}{_facts(charter)}"
     yield (
         f"end       average until the consensus distance is at most {averaging.tolerance:g}, "

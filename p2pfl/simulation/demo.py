@@ -8,9 +8,10 @@ compute.
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Protocol
@@ -20,6 +21,8 @@ import tomlkit
 from p2pfl import __version__
 from p2pfl.core.errors import InvalidConfig, RoundFailed
 from p2pfl.core.trace import Entry
+from p2pfl.gossip.grouping import LEAST_MASKED
+from p2pfl.node.federation import CHARTER_FILE, load_charter
 from p2pfl.node.launcher import (
     PEERS_FOLDER,
     Failure,
@@ -30,17 +33,33 @@ from p2pfl.node.launcher import (
     interrupted_by_signals,
 )
 from p2pfl.node.store import write_atomic
+from p2pfl.simulation.chaos import Chaos, LocalHands, draw_faults, gated_addresses, gates_of, most_at_once, verify_chaos
 
 POLL_SECONDS = 0.2
 """How often the traces are read for the view; nothing waits for it."""
+DEADLINES = {"start": 60.0, "round": 5.0}
+"""In seconds. Nobody but a peer that hangs lets the second pass, and it does so once: then no round waits for it. Far
+above what a machine that is busy with other work takes for a round, so that equal seeds give equal models."""
+CHAOS_DEADLINES = {"start": 60.0, "round": 4.0, "heartbeat": 2.0, "silence": 6.0}
+"""Shorter where peers are frozen on purpose: one that hangs costs the group 1.5 s in one round, and one that dies in
+the middle of a sum some stages of at most a second each."""
 
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """What `p2pfl demo` can be told; `alpha` is the Dirichlet concentration, smaller is less alike."""
+    """What `p2pfl demo` can be told.
+
+    Attributes:
+        group_size: members wanted in a group. Half of the demo's peers, so that there is something to draw: the
+            charter's default, 8, would put all of them into one group.
+        masks: whether single updates are hidden; on a fixed overlay they are not.
+        alpha: the Dirichlet concentration of the peers' shares of data; smaller is less alike.
+        chaos: whether peers are killed, frozen and cut off meanwhile.
+    """
 
     peers: int = 8
-    topology: str = "exponential"
+    topology: str = "groups"
+    group_size: int = 4
     rounds: int = 60
     task: str = "digits"
     alpha: float = 0.5
@@ -49,6 +68,8 @@ class DemoSettings:
     batch_size: int = 32
     tolerance: float = 1e-6
     suite: str = "aes"
+    masks: bool = True
+    chaos: bool = False
 
 
 class View(Protocol):
@@ -56,6 +77,9 @@ class View(Protocol):
 
     def update(self, new: Mapping[str, Sequence[Entry]]) -> None:
         """Take what is new in the traces."""
+
+    def tell(self, name: str, text: str, mark: str) -> None:
+        """Take what happened to a peer, and what is shown beside its state from now on."""
 
 
 def prepare_demo(path: Path, settings: DemoSettings, numbered: bool = False) -> LocalFederation:
@@ -71,6 +95,11 @@ def prepare_demo(path: Path, settings: DemoSettings, numbered: bool = False) -> 
     """
     if not 2 <= settings.peers <= 128:
         raise InvalidConfig(f"--peers {settings.peers}: this machine can show 2 to 128 peers")
+    if settings.masks and settings.topology == "groups" and settings.peers < LEAST_MASKED:
+        raise InvalidConfig(
+            f"--peers {settings.peers}: from the average each would learn the other's update; "
+            f"take {LEAST_MASKED} or more, or add --no-masks"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     if numbered:
         path = _first_free(path)
@@ -114,15 +143,20 @@ def _prepare(path: Path, settings: DemoSettings) -> LocalFederation:
         },
         "averaging": {
             "topology": settings.topology,
+            "group_size": settings.group_size,
+            "masks": "on" if settings.masks and settings.topology == "groups" else "off",
             "topology_seed": settings.seed,
             "tolerance": settings.tolerance,
         },
         "security": {"suite": settings.suite},
-        "deadlines": {"start": 60.0, "round": 20.0},
+        "deadlines": CHAOS_DEADLINES if settings.chaos else DEADLINES,
     }
     shared = {"partition": "dirichlet", "alpha": settings.alpha, "peers": settings.peers, "seed": settings.seed}
     data = [{**shared, "index": index} for index in range(settings.peers)]
-    federation = create_federation(path, source, terms, data, settings.seed)
+    addresses = gated_addresses(settings.peers) if settings.chaos else None
+    federation = create_federation(path, source, terms, data, settings.seed, addresses=addresses)
+    if settings.chaos:
+        verify_chaos(load_charter(path / CHARTER_FILE))
     write_atomic(path / "settings.toml", tomlkit.dumps({"p2pfl": __version__, **asdict(settings)}).encode())
     return federation
 
@@ -138,25 +172,30 @@ def _bring_task(path: Path, source: str) -> str:
     return f"{Path(file).name}:{name}"
 
 
-def run_demo(federation: LocalFederation, view: View, debug: bool = False) -> dict[str, Failure]:
+def run_demo(federation: LocalFederation, view: View, debug: bool = False, chaos: bool = False) -> dict[str, Failure]:
     """Run all peers to their end and show what they report; return how those ended that did not end well.
+
+    Args:
+        federation: whose peers are run.
+        view: is shown what happens.
+        debug: whether tracebacks are printed.
+        chaos: whether peers are killed, frozen and cut off meanwhile; the federation was prepared for that.
 
     Raises:
         RoundFailed: no peer ended well.
         KeyboardInterrupt: the user has enough, or the terminal was closed; all peers have been stopped.
     """
     launcher = Launcher(federation, debug)
-    shown = True
-    with interrupted_by_signals():
+    with interrupted_by_signals(), _faults(federation, launcher) if chaos else nullcontext() as faults:
+        watch = _Watch(launcher, view, faults)
         try:
             launcher.start()
             while launcher.is_running():
-                shown = shown and _show(launcher, view)
+                watch.look()
                 time.sleep(POLL_SECONDS)
         finally:
             launcher.stop()
-            if shown:
-                _show(launcher, view)
+            watch.show()
     failures = launcher.failures()
     if len(failures) == len(federation.homes):
         traces = federation.path / PEERS_FOLDER
@@ -164,15 +203,49 @@ def run_demo(federation: LocalFederation, view: View, debug: bool = False) -> di
     return failures
 
 
-def _show(launcher: Launcher, view: View) -> bool:
-    """Show what is new; return whether that went well: the peers train on, watched or not."""
-    try:
-        view.update(launcher.read_new())
-    except BrokenPipeError:
-        return False
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - the latter is how rich says that nobody reads
-        if isinstance(error, Exception):
-            with suppress(OSError):
-                sys.stderr.write(f"no longer shown: {type(error).__name__}: {error}; the peers go on\n")
-        return False
-    return True
+@contextmanager
+def _faults(federation: LocalFederation, launcher: Launcher) -> Iterator[Chaos]:
+    """Give what happens to the peers meanwhile, and the gates before them."""
+    charter = load_charter(federation.path / CHARTER_FILE)
+    names = [home.config.name for home in federation.homes]
+    with gates_of(federation) as gates:
+        faults = draw_faults(names, charter.averaging.topology_seed)
+        yield Chaos(names, charter.training.rounds, faults, most_at_once(charter), LocalHands(launcher, gates))
+
+
+class _Watch:
+    """Reads the traces for those who want to know; the peers train on, watched or not."""
+
+    def __init__(self, launcher: Launcher, view: View, chaos: Chaos | None) -> None:
+        self._launcher = launcher
+        self._view = view
+        self._chaos = chaos
+        self._shown = True
+
+    def look(self) -> None:
+        """Show what is new, and let faults begin and end."""
+        new = self.show()
+        if self._chaos is not None:
+            for each in self._chaos.step(new, time.monotonic()):
+                self._try(partial(self._view.tell, each.peer, each.text, each.mark))
+
+    def show(self) -> Mapping[str, Sequence[Entry]]:
+        """Show and return what is new."""
+        new: dict[str, list[Entry]] = {}
+        self._try(lambda: new.update(self._launcher.read_new()), always=self._chaos is not None)
+        self._try(lambda: self._view.update(new))
+        return new
+
+    def _try(self, show: Callable[[], None], *, always: bool = False) -> None:
+        """Do what may fail; after that, nothing more is shown."""
+        if not (self._shown or always):
+            return
+        try:
+            show()
+        except BrokenPipeError:
+            self._shown = False
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the latter is how rich says that nobody reads
+            told, self._shown = not self._shown, False
+            if isinstance(error, Exception) and not told:
+                with suppress(OSError):
+                    sys.stderr.write(f"no longer shown: {type(error).__name__}: {error}; the peers go on\n")

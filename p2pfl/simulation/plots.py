@@ -8,6 +8,7 @@ import io
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any, Literal
 
 import networkx as nx
@@ -18,12 +19,15 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from p2pfl.core.ids import Round
+from p2pfl.gossip.grouping import groups
 from p2pfl.gossip.peer_machine import overlay_of
 from p2pfl.simulation.baselines import Baselines, Curve
 from p2pfl.simulation.results import Run
-from p2pfl.simulation.summary import OverlaySummary, Summary
+from p2pfl.simulation.summary import GroupsSummary, Summary
 
 BLACK, ORANGE, SKY, BLUE, VERMILION, GREY = "#000000", "#E69F00", "#56B4E9", "#0072B2", "#D55E00", "#8C8C8C"
+GROUP_COLORS, GROUP_STYLES = (BLUE, ORANGE, SKY, VERMILION, BLACK), ("-", "--", "-.", ":")
 INCHES, DPI = (8.0, 5.0), 150
 ENDED_WELL = ("done", "stopped")
 MOST_NAMES = 64
@@ -94,14 +98,23 @@ def consensus_figure(curve: Mapping[int, float], summary: Summary) -> Figure:
     return figure
 
 
-def overlay_figure(run: Run, overlay: OverlaySummary) -> Figure:
-    """Draw the overlay with the members' names on a circle in the roster's order, and how each peer ended."""
-    figure, axes = _figure(f"Who averages with whom: the {overlay.topology} overlay")
+def overlay_figure(run: Run, summary: Summary) -> Figure:
+    """Draw the overlay with the members' names on a circle in the roster's order, and how each peer ended.
+
+    Of groups, those of round 0, each in its own colour and kind of line.
+    """
+    overlay = summary.overlay
+    what = f"the {overlay.topology} overlay" if summary.groups is None else "the groups of round 0"
+    figure, axes = _figure(f"Who averages with whom: {what}")
     axes.set_axis_off()
     axes.set_aspect("equal")
     graph = overlay_of(run.charter)
     places = _circle(len(graph))
-    axes.add_collection(LineCollection([places[[i, j]] for i, j in graph.edges], colors=GREY, linewidths=_width(graph)))
+    if summary.groups is None:
+        links = [places[[i, j]] for i, j in graph.edges]
+        axes.add_collection(LineCollection(links, colors=GREY, linewidths=_width(graph)))
+    else:
+        _draw_groups(axes, places, groups(run.charter.hash(), Round(0), range(len(graph)), summary.groups.size))
     names = {member.peer_id: member.name for member in run.charter.members}
     ends = {peer.name: peer.outcome for peer in run.peers}
     labelled = set()
@@ -118,15 +131,39 @@ def overlay_figure(run: Run, overlay: OverlaySummary) -> Figure:
             _name(axes, place, names[peer_id] + note, len(graph), VERMILION if failed else BLACK)
     axes.set_xlim(-2.2, 2.2)
     axes.set_ylim(-1.35, 1.35)
-    low, high = overlay.degree
-    degree = f"{low}" if low == high else f"{low} to {high}"
-    caption = (
-        f"{len(graph)} peers, {degree} neighbors each, diameter {overlay.diameter} "
-        f"hop{'s' if overlay.diameter != 1 else ''}, spectral gap {overlay.spectral_gap:.3f}"
-    )
-    axes.text(0.5, -0.02, caption, transform=axes.transAxes, ha="center", va="top", fontsize=12)
+    axes.text(0.5, -0.02, _caption(len(graph), summary), transform=axes.transAxes, ha="center", va="top", fontsize=12)
     _legend(axes, "upper left")
     return figure
+
+
+def _draw_groups(
+    axes: Axes, places: "np.ndarray[tuple[int, int], np.dtype[np.float64]]", drawn: Sequence[Sequence[int]]
+) -> None:
+    """Link the members of each group with each other."""
+    for number, group in enumerate(drawn):
+        links = [places[[i, j]] for i, j in combinations(group, 2)]
+        color, style = GROUP_COLORS[number % len(GROUP_COLORS)], GROUP_STYLES[number % len(GROUP_STYLES)]
+        axes.add_collection(LineCollection(links, colors=color, linestyles=style, linewidths=1.4))
+
+
+def groups_text(groups: GroupsSummary) -> str:
+    """Say in words what groups there are."""
+    return (
+        f"{groups.count} groups of about {groups.size} drawn anew each round"
+        if groups.count > 1
+        else "one group of all"
+    )
+
+
+def _caption(peers: int, summary: Summary) -> str:
+    if summary.groups is not None:
+        return f"{peers} peers, {groups_text(summary.groups)}"
+    (low, high), hops = summary.overlay.degree, summary.overlay.diameter
+    degree = f"{low}" if low == high else f"{low} to {high}"
+    return (
+        f"{peers} peers, {degree} neighbors each, diameter {hops} "
+        f"hop{'s' if hops != 1 else ''}, spectral gap {summary.overlay.spectral_gap:.3f}"
+    )
 
 
 def _figure(title: str) -> tuple[Figure, Axes]:

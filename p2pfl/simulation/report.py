@@ -13,9 +13,9 @@ from rich.text import Text
 from p2pfl.node.live import printable, size_text
 from p2pfl.node.store import write_atomic
 from p2pfl.simulation.baselines import baselines, read_shares
-from p2pfl.simulation.plots import accuracy_figure, consensus_figure, overlay_figure, png
+from p2pfl.simulation.plots import accuracy_figure, consensus_figure, groups_text, overlay_figure, png
 from p2pfl.simulation.results import open_run
-from p2pfl.simulation.summary import PeerSummary, Summary, consensus_curve, summarise
+from p2pfl.simulation.summary import GroupsSummary, PeerSummary, Summary, consensus_curve, summarise
 
 SUMMARY_FILE, TEXT_FILE = "summary.json", "report.txt"
 ACCURACY_FILE, CONSENSUS_FILE, OVERLAY_FILE = "accuracy.png", "consensus.png", "overlay.png"
@@ -62,7 +62,7 @@ def report(run: Path) -> Report:
         SUMMARY_FILE: summary_json(summary),
         ACCURACY_FILE: png(accuracy_figure(opened, against, summary)),
         CONSENSUS_FILE: png(consensus_figure(consensus_curve(opened.peers), summary)),
-        OVERLAY_FILE: png(overlay_figure(opened, summary.overlay)),
+        OVERLAY_FILE: png(overlay_figure(opened, summary)),
         TEXT_FILE: as_text(result).encode(),
     }
     for name, content in contents.items():
@@ -180,17 +180,28 @@ def _facts(summary: Summary) -> Iterator[tuple[str, str]]:
         yield "time per round", f"{time_text(summary.seconds_per_round)} (median of the training rounds)"
     yield "traffic", f"{size_text(summary.bytes_sent)} sent by all peers"
     if summary.bytes_per_value is not None:
+        what = "link; 4 is the float32 itself" if summary.groups is None else "peer; an update and an average are 8"
+        yield "bytes per parameter", f"{summary.bytes_per_value:.3f} for each round and {what}"
+    if summary.groups is None:
+        overlay, (low, high) = summary.overlay, summary.overlay.degree
         yield (
-            "bytes per parameter",
-            f"{summary.bytes_per_value:.3f} for each round and link; 4 is the float32 itself",
+            "overlay",
+            f"{overlay.topology}, degree {low if low == high else f'{low} to {high}'}, diameter {overlay.diameter}, "
+            f"spectral gap {overlay.spectral_gap:.3f}",
         )
-    overlay, (low, high) = summary.overlay, summary.overlay.degree
-    yield (
-        "overlay",
-        f"{overlay.topology}, degree {low if low == high else f'{low} to {high}'}, diameter {overlay.diameter}, "
-        f"spectral gap {overlay.spectral_gap:.3f}",
-    )
-    yield "masks", "off: neighbors saw each other's updates"
+    else:
+        yield from _group_facts(summary.groups)
+    off = "off: UNMASKED, neighbors saw each other's updates"
+    yield "masks", "on: only sums were revealed" if summary.masked else off
+
+
+def _group_facts(groups: GroupsSummary) -> Iterator[tuple[str, str]]:
+    yield "overlay", f"{groups_text(groups)}; each round leaves {groups.contraction:.3f} of the variance"
+    yield "records", ", ".join(f"{count} {outcome}" for outcome, count in groups.outcomes.items() if count) or "none"
+    for name, reasons in groups.absences.items():
+        whys = ", ".join(f"{printable(why)} {count}" for why, count in reasons.items())
+        rounds = sum(reasons.values())
+        yield "absent", f"{printable(name)} in {rounds} round{'s' if rounds > 1 else ''}: {whys}"
 
 
 def time_text(seconds: float) -> str:

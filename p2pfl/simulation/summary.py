@@ -5,6 +5,7 @@ Owns `summary.json`'s content. Everything is computed from what the peers left a
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,8 +13,11 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from p2pfl.core.ids import Round
+from p2pfl.gossip.grouping import groups
 from p2pfl.gossip.mixing import consensus_distance, metropolis_hastings, spectral_gap
 from p2pfl.gossip.peer_machine import overlay_of
+from p2pfl.gossip.session import Outcome
 from p2pfl.gossip.topology import diameter
 from p2pfl.learning.task import Data
 from p2pfl.node.live import main_metric
@@ -75,6 +79,27 @@ class OverlaySummary:
 
 
 @dataclass(frozen=True)
+class GroupsSummary:
+    """Groups that are drawn anew each round, in numbers; only where there are such.
+
+    Attributes:
+        size: members wanted in a group.
+        count: groups in a training round.
+        contraction: by what factor the variance over peers is expected to shrink in a round in which all take part:
+            (k - 1) / (N - 1) for k groups of equal size, as the variance of the means of samples without replacement.
+        outcomes: how many records there are of each outcome, over all peers.
+        absences: by member, the rounds it was not in the sum of its group, by the reason that most of those who say so
+            give.
+    """
+
+    size: int
+    count: int
+    contraction: float
+    outcomes: Mapping[str, int]
+    absences: Mapping[str, Mapping[str, int]]
+
+
+@dataclass(frozen=True)
 class Summary:
     """A run in numbers.
 
@@ -90,9 +115,11 @@ class Summary:
         tolerance: the consensus distance that was to be reached.
         seconds_per_round: the median from the start of a training round to the start of the next.
         bytes_sent: by all peers.
-        bytes_per_value: received bytes for each parameter of each update that was averaged; 4 is a float32 alone.
+        bytes_per_value: received bytes for each parameter of each update that was averaged; 4 is a float32 alone. In
+            groups, for each parameter of each round's average: a chunk of everybody's update, and all of the average.
         classes: how many classes all peers' examples are of.
         missing: why there are no baselines.
+        masked: whether single updates were hidden.
     """
 
     federation: str
@@ -101,6 +128,7 @@ class Summary:
     rounds: int
     parameters: int
     overlay: OverlaySummary
+    groups: GroupsSummary | None
     peers: tuple[PeerSummary, ...]
     central: float | None
     consensus: float | None
@@ -111,6 +139,7 @@ class Summary:
     bytes_per_value: float | None
     classes: int | None
     missing: str
+    masked: bool
 
 
 def summarise(run: Run, against: Baselines, shares: Mapping[str, Data] | None) -> Summary:
@@ -131,6 +160,7 @@ def summarise(run: Run, against: Baselines, shares: Mapping[str, Data] | None) -
         rounds=charter.training.rounds,
         parameters=charter.model.parameters,
         overlay=overlay_summary(run),
+        groups=groups_summary(run) if run.charter.averaging.topology == "groups" else None,
         peers=tuple(_peer(run, peer, against, shares, metric) for peer in run.peers),
         central=last(against.central, metric),
         consensus=distance(models) if len(models) > 1 else None,
@@ -140,6 +170,7 @@ def summarise(run: Run, against: Baselines, shares: Mapping[str, Data] | None) -
         bytes_sent=sum(peer.traffic()[1] for peer in run.peers),
         bytes_per_value=bytes_per_value(run),
         classes=against.classes,
+        masked=run.charter.averaging.masks == "on",
         missing=against.missing,
     )
 
@@ -171,6 +202,32 @@ def overlay_summary(run: Run) -> OverlaySummary:
     degrees = [degree for _, degree in graph.degree]
     gap = spectral_gap(metropolis_hastings(graph))
     return OverlaySummary(run.charter.averaging.topology, (min(degrees), max(degrees)), diameter(graph), gap)
+
+
+def groups_summary(run: Run) -> GroupsSummary:
+    """Describe the charter's groups, and how their rounds ended."""
+    charter = run.charter
+    peers, size = len(charter.members), min(charter.averaging.group_size, len(charter.members))
+    count = len(groups(charter.hash(), Round(0), range(peers), size))
+    counted = Counter(record.outcome for peer in run.peers for _, record in peer.rounds_ended() if record.outcome)
+    outcomes = {str(outcome): counted[outcome] for outcome in Outcome}
+    contraction = (count - 1) / max(1, peers - 1)
+    return GroupsSummary(size, count, contraction, outcomes, _absences(run.peers))
+
+
+def _absences(peers: Sequence[PeerRun]) -> dict[str, dict[str, int]]:
+    """Count by member and reason the rounds whose sums were made without it."""
+    said: dict[tuple[str, int], Counter[str]] = {}
+    for peer in peers:
+        for _, record in peer.rounds_ended():
+            # Whose round gave no average knows of nobody that was not in it.
+            if record.outcome and record.heard:
+                for name, why in record.absent.items():
+                    said.setdefault((name, record.round), Counter())[why.partition(";")[0]] += 1
+    absences: dict[str, Counter[str]] = {}
+    for (name, _), reasons in sorted(said.items()):
+        absences.setdefault(name, Counter())[min(reasons, key=lambda why: (-reasons[why], why))] += 1
+    return {name: dict(reasons.most_common()) for name, reasons in absences.items()}
 
 
 def _peer(run: Run, peer: PeerRun, against: Baselines, shares: Mapping[str, Data] | None, metric: str) -> PeerSummary:
@@ -238,7 +295,9 @@ def seconds_per_round(peers: Sequence[PeerRun]) -> float | None:
 
 
 def bytes_per_value(run: Run) -> float | None:
-    """Return the received bytes for each parameter of each update that was averaged."""
-    updates = sum(len(event.heard) for peer in run.peers for _, event in peer.rounds_ended())
+    """Return the received bytes for each parameter of each update that was averaged; in groups, of each average."""
+    in_groups = run.charter.averaging.topology == "groups"
+    records = [event for peer in run.peers for _, event in peer.rounds_ended()]
+    updates = sum(bool(event.heard) if in_groups else len(event.heard) for event in records)
     received = sum(peer.traffic()[0] for peer in run.peers)
     return received / (updates * run.charter.model.parameters) if updates else None

@@ -28,6 +28,7 @@ def charter_values() -> dict[str, Any]:
             "colluders": 1,
             "topology_seed": 0,
             "masks": "off",
+            "clip": 64.0,
             "tolerance": 1e-6,
             "settle_rounds": 500,
         },

@@ -243,6 +243,14 @@ def test_one_aggregator_to_which_nothing_comes_costs_the_others_nothing() -> Non
         assert len(pump.nodes[place].rounds[0].heard) == 3
 
 
+def test_an_aggregator_that_signs_its_result_and_sends_it_to_nobody_is_replaced() -> None:
+    pump = GroupPump(4, rounds=1)
+    chain(pump, lambda s, r, m: isinstance(m, Chunk) and m.part is Part.RESULT and s == 2 and m.chunk == 2)
+    pump.start()
+    pump.run(until=lambda: all(len(node.rounds) >= 1 for node in pump.nodes.values()))
+    assert [node.rounds[0].outcome for node in pump.nodes.values()] == [Outcome.FULL] * 4
+
+
 def test_votes_and_uploads_are_durable_before_they_leave() -> None:
     pump = GroupPump(4, rounds=2)
     seen: list[str] = []

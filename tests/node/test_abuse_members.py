@@ -23,6 +23,7 @@ from p2pfl.core.ids import PeerId, Round
 from p2pfl.core.statements import KINDS, Ready, Statement, decode_statement, encode_body
 from p2pfl.core.trace import Event, LinkChanged, Refused, RoundEnded
 from p2pfl.core.wire import (
+    MAX_MESSAGE_BYTES,
     MAX_PAYLOAD_BYTES,
     Bye,
     Chunk,
@@ -255,7 +256,7 @@ def chunk(siege: Siege, length: int, part: Part = Part.UPLOAD) -> bytes:
 
 
 FRAMES: dict[str, tuple[LaneKind, Callable[[Siege], bytes], str]] = {
-    "a header over the bound": (LaneKind.CONTROL, lambda _: b"\xff\xff", "a header of 65535 bytes; at most 32768"),
+    "a header over the bound": (LaneKind.CONTROL, lambda _: b"\xff\xff", f"at most {MAX_MESSAGE_BYTES} are allowed"),
     "a header over the bound before a payload": (LaneKind.BULK, lambda _: b"\x7f\xff", "at most 200 are allowed"),
     "a chunk of 64 GiB": (LaneKind.BULK, lambda siege: chunk(siege, MAX_PAYLOAD_BYTES), "no payload has more than"),
     "an average of 8 KB": (LaneKind.BULK, lambda siege: chunk(siege, 8192, Part.AVERAGE), "no payload has more than"),
@@ -463,7 +464,7 @@ async def empty_frames(hostile: Hostile, victim: PeerId, lanes: dict[LaneKind, O
     number = lanes[LaneKind.CONTROL]._raw.stream_id  # type: ignore[attr-defined]
     record = frames.encode(frames.WINDOW, 0, number, 0) * 80_000
     while True:
-        await hostile.connection(victim).secured_conn.write_vec((record,))  # type: ignore[attr-defined]
+        await hostile.connection(victim).secured_conn.write_vec((record,))
 
 
 def own_statements(hostile: Hostile, victim: PeerId) -> list[Message]:

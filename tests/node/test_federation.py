@@ -461,7 +461,7 @@ def _gm() -> None:
 
 def gm_draft(folder: Path, *names: str) -> tuple[Charter, list[Home]]:
     """Return a gm draft that these members have joined, and their folders."""
-    charter = draft_charter(folder, "x", "digits", {"security": {"suite": "gm"}})
+    charter = draft_charter(folder, "x", "digits", {"security": {"suite": "gm"}, "averaging": {"masks": "off"}})
     homes = []
     for name in names:
         config = PeerConfig(name=name, announce=("/ip4/192.0.2.1/tcp/1",))
@@ -556,3 +556,17 @@ def test_without_the_extra_no_sm2_key_is_made_and_the_user_is_told_what_to_insta
     home, _ = create_home(tmp_path / "ant", PeerConfig(name="ant", announce=("/ip4/192.0.2.1/tcp/1",)))
     assert fault(lambda: home.member("gm")).endswith("which is not installed: pip install 'p2pfl-mesh[gm]'")
     assert not home.sm2_key_path.exists()
+
+
+def test_two_members_under_masks_are_no_federation_and_nothing_falls_back_to_the_clear(tmp_path: Path) -> None:
+    charter, homes = draft_charter(tmp_path, "x", "digits", {}), []
+    for name in ("ant", "bee"):
+        config = PeerConfig(name=name, announce=("/ip4/192.0.2.1/tcp/1",))
+        homes.append(create_home(tmp_path / name, config)[0])
+        charter = join_charter(charter, homes[-1].member("aes"))
+    assert charter.averaging.masks == "on", "unless somebody says otherwise"
+    for home in homes:
+        charter = sign_charter(charter, home.config.name, home.identity())
+    path = tmp_path / "charter.toml"
+    save_charter(path, charter)
+    assert "from the average each would learn the other's update" in fault(lambda: open_federation(path))

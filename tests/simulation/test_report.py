@@ -56,6 +56,7 @@ def test_the_numbers_are_those_of_the_models_and_traces(run):
         "diameter": 1,
         "spectral_gap": pytest.approx(1),
     }
+    assert summary["groups"] is None
 
 
 def test_the_consensus_distance_equals_a_computation_by_hand(run):
@@ -91,7 +92,7 @@ def test_pictures_and_text_are_written(run):
     ]  # fmt: skip
     assert "every peer finished, and their models agree" in text
     assert "above the tolerance of 1e-06" in text
-    assert "masks               off: neighbors saw each other's updates" in text
+    assert "masks               off: UNMASKED, neighbors saw each other's updates" in text
 
 
 def test_a_killed_peer_has_its_row_and_does_not_touch_the_others(run):
