@@ -32,6 +32,7 @@ def run_demo(folder: Path) -> tuple[float, list[list[tuple[Entry, RoundEnded]]]]
     """Run the demo; return when it began (seconds since 1970) and each peer's training rounds."""
     began = time.time()
     command = [sys.executable, "-m", "p2pfl.cli", "demo", "--peers", str(PEERS), "--rounds", str(ROUNDS)]
+    command += ["--topology", "exponential"]
     subprocess.run([*command, "--run", str(folder)], check=True, stdout=subprocess.DEVNULL)
     traces = [read_trace(folder / "peers" / f"peer-{i}" / TRACE_FILE) for i in range(PEERS)]
     rounds = [

@@ -177,7 +177,7 @@ def test_peers_finish_without_their_launcher(tmp_path: Path, start: Callable[...
         assert finished.outcome == "done"
 
 
-@pytest.mark.parametrize(("seen", "sent"), [("training", signal.SIGTERM), ("UNMASKED", signal.SIGINT)])
+@pytest.mark.parametrize(("seen", "sent"), [("training", signal.SIGTERM), ("masked", signal.SIGINT)])
 def test_what_a_terminal_sends_to_all_processes_stops_them_in_order(
     tmp_path: Path, start: Callable[..., Demo], seen: str, sent: signal.Signals
 ) -> None:
@@ -267,7 +267,7 @@ def test_a_closed_terminal_is_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_run_takes_no_other_runs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, settings = tmp_path / "runs" / "demo", DemoSettings(peers=2)
+    path, settings = tmp_path / "runs" / "demo", DemoSettings(peers=3)
     assert [prepare_demo(path, settings, numbered=True).path.name for _ in range(3)] == ["demo", "demo-2", "demo-3"]
     with pytest.raises(InvalidConfig, match="is not empty"):
         prepare_demo(path, settings)
