@@ -57,6 +57,9 @@ class PlaintextTransport:
         del on_refused
         return self._run(listen, on_lane)
 
+    async def keep_reachable(self, addresses: Sequence[str]) -> None:
+        """Do nothing: the control has no relays."""
+
     @asynccontextmanager
     async def _run(self, listen: Sequence[str], on_lane: LaneHandler) -> AsyncIterator[Sequence[str]]:
         self._on_lane = on_lane
