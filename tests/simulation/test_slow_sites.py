@@ -1,4 +1,4 @@
-"""A site that is twenty times slower takes part all the same: its training is cut to the time that the charter gives."""
+"""A site twenty times slower takes part all the same: its training is cut to the time that the charter gives."""
 
 from p2pfl.core.trace import RoundEnded
 from p2pfl.gossip.session import Outcome
