@@ -408,6 +408,8 @@ def replay(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Run the simulated network under this seed, and tell that.")] = None,
     mix: Annotated[str, typer.Option(help="With --seed, what goes wrong: none, standard or hostile.")] = "standard",
+    group: Annotated[int, typer.Option(help="With --seed, members wanted in a group of the eight.")] = 4,
+    masks: Annotated[bool, typer.Option("--masks", help="With --seed, hide updates in the sums.")] = False,
     peer: Annotated[str | None, typer.Option(help="Only what this peer sees and does: m0, m1, ...")] = None,
     round_: Annotated[int | None, typer.Option("--round", help="Only what names this round.")] = None,
     all_: Annotated[bool, typer.Option("--all", help="Timers, computations and signs of life, too.")] = False,
@@ -422,7 +424,7 @@ def replay(
 
     if (trace is None) == (seed is None):
         raise InvalidConfig("replay takes a file or --seed; see p2pfl replay --help")
-    lines, reason = load(trace) if trace is not None else run_mix(seed or 0, mix)
+    lines, reason = load(trace) if trace is not None else run_mix(seed or 0, mix, group, masked=masks)
     if save is not None:
         save.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         _say(f"{save}: {len(lines)} lines")

@@ -219,7 +219,8 @@ class Failure:
 
     def command(self) -> str:
         """Return the command that replays it."""
-        return f"p2pfl replay --seed {self.case.seed} --mix {self.case.mix}"
+        group = "" if self.case.group == Case(0).group else f" --group {self.case.group}"
+        return f"p2pfl replay --seed {self.case.seed} --mix {self.case.mix}{group}{' --masks' * self.case.masked}"
 
 
 def run_cases(cases: Sequence[Case]) -> list[Failure]:
@@ -227,9 +228,11 @@ def run_cases(cases: Sequence[Case]) -> list[Failure]:
     return [Failure(case, reason) for case in cases if (reason := run_case(case))]
 
 
-def run_seeds(seeds: range, mix: str = "standard", processes: int | None = None) -> list[Failure]:
+def run_seeds(
+    seeds: range, mix: str = "standard", processes: int | None = None, *, group: int = 4, masked: bool = False
+) -> list[Failure]:
     """Run the standard network under each seed, on all cores, and return those that went wrong."""
-    cases = [Case(seed, mix) for seed in seeds]
+    cases = [Case(seed, mix, group=group, masked=masked) for seed in seeds]
     with _pool(processes) as pool:
         return [failure for batch in pool.map(run_cases, _batches(cases)) for failure in batch]
 

@@ -62,6 +62,14 @@ def test_a_thousand_seeds_of_the_standard_mix() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize(("group", "seeds"), [(4, 200), (8, 50)])
+def test_masked_sums_under_the_standard_mix(group: int, seeds: int) -> None:
+    failures = run_seeds(range(20_000, 20_000 + seeds), group=group, masked=True)
+    assert not failures, "\n".join(f"{failure.reason}: {failure.command()}" for failure in failures)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_hundred_seeds_of_a_network_worse_than_any_tcp() -> None:
     failures = run_seeds(range(100), "hostile")
     assert not failures, "\n".join(f"{failure.reason}: {failure.command()}" for failure in failures)
