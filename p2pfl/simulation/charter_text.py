@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from p2pfl.core.charter import Charter
 from p2pfl.crypto.identity import charter_faults
 from p2pfl.crypto.suite import SUITES
+from p2pfl.gossip.grouping import bearable_colluders, threshold
 from p2pfl.gossip.mixing import metropolis_hastings, spectral_gap
 from p2pfl.gossip.peer_machine import overlay_of
 from p2pfl.gossip.topology import diameter
@@ -29,10 +30,13 @@ def describe_charter(charter: Charter) -> Iterator[str]:
     else:
         yield "masks     off: UNMASKED, neighbors see each other's updates"
     yield f"topology  {averaging.topology}{_facts(charter)}"
-    yield (
-        f"end       average until the consensus distance is at most {averaging.tolerance:g}, "
-        f"or {averaging.settle_rounds} rounds"
-    )
+    if averaging.topology == "groups":
+        yield "end       all average once more, and have one model"
+    else:
+        yield (
+            f"end       average until the consensus distance is at most {averaging.tolerance:g}, "
+            f"or {averaging.settle_rounds} rounds"
+        )
     yield (
         f"deadlines {deadlines.start:g} s to start, {deadlines.round:g} s a round, "
         f"a heartbeat each {deadlines.heartbeat:g} s, gone after {deadlines.silence:g} s of silence"
@@ -47,8 +51,11 @@ def describe_charter(charter: Charter) -> Iterator[str]:
 
 
 def _facts(charter: Charter) -> str:
-    if len(charter.members) < 2:
+    members = len(charter.members)
+    if members < 2:
         return ""
+    if charter.averaging.topology == "groups":
+        return _group_facts(members, charter.averaging.group_size)
     graph = overlay_of(charter)
     degrees = sorted(degree for _, degree in graph.degree)
     low, high = degrees[0], degrees[-1]
@@ -59,3 +66,13 @@ def _facts(charter: Charter) -> str:
         f": {neighbors}, diameter {diameter(graph)}, spectral gap {gap:.3f}, "
         f"{size_text(sent)} sent a round by each peer"
     )
+
+
+def _group_facts(members: int, size: int) -> str:
+    """Say what the smallest of the groups that are drawn can lose."""
+    count = max(1, members // min(size, members))
+    least = members // count
+    spare = least - threshold(least)
+    lose = f"{spare} of {least} may drop out of a round" if spare else f"one of {least} that drops out costs the round"
+    groups = f"{count} groups drawn anew each round" if count > 1 else "one group of all"
+    return f": {groups}; {lose}, {bearable_colluders(least)} may work together"
