@@ -576,7 +576,10 @@ class GroupMachine:
             session.give_up()
         if self._advert_at is not None and now >= self._advert_at and session.training_ends is None:
             session.training_ends = self._round_began + self._plan.window
-        expected = self._members.expected(session.terms.group, self._round)
+        if self._round < self._plan.rounds:
+            expected = self._members.expected(session.terms.group, self._round)
+        else:  # the last average is everybody's: also whoever lags is waited for, as long as it is here
+            expected = self._members.present(session.terms.group)
         effects += self._of_session(session.advance(now, expected))
         effects += [*self._note_waiting(session), *self._note_standings()]
         self._give_up_if_behind(session, now)

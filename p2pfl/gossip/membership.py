@@ -97,6 +97,11 @@ class Members:
         known = self._known
         return frozenset(who for who in group if who in known and known[who].standing(round) is Standing.HERE)
 
+    def present(self, group: Sequence[int]) -> frozenset[int]:
+        """Return who of a group is linked and has not left, whether it keeps step or lags."""
+        known = self._known
+        return frozenset(who for who in group if who in known and known[who].linked and known[who].left_after is None)
+
     def front(self, colluders: int) -> Round:
         """Return the (c+1)-th highest round that members claim to be in, so that c liars drag nobody along."""
         claims = sorted((known.claim for known in self._known.values()), reverse=True)

@@ -278,7 +278,9 @@ def test_after_kills_freezes_and_cuts_the_models_are_as_good_as_without(tmp_path
         report(run)
         summary = json.loads((run / "summary.json").read_text())
         assert [peer["outcome"] for peer in summary["peers"]] == ["done"] * 8
-        assert all(peer["agreed"] for peer in summary["peers"])
+        # Whoever takes over the last average a moment after the others has their model, and cannot know that all do.
+        assert chaos or all(peer["agreed"] for peer in summary["peers"])
+        assert summary["consensus"] <= DemoSettings.tolerance
         accuracies.append([peer["together"] for peer in summary["peers"]])
         views.append(view.told)
     undisturbed, disturbed = accuracies
