@@ -100,7 +100,9 @@ class GroupPump:
         size = int(charter.pop("group_size", 4))  # type: ignore[call-overload]
         colluders = int(charter.pop("colluders", 1))  # type: ignore[call-overload]
         made = charter_for(members, parameters, topology="groups", settle_rounds=5, **charter)  # type: ignore[arg-type]
-        averaging = made.averaging.model_copy(update={"group_size": size, "colluders": colluders})
+        averaging = made.averaging.model_copy(
+            update={"group_size": size, "colluders": colluders, "masks": "on" if self.masked else "off"}
+        )
         self.charter = made.model_copy(update={"averaging": averaging})
         self.roster = self.charter.roster()
         self.numbers = itertools.count()

@@ -63,7 +63,7 @@ from p2pfl.core.machine import (
 from p2pfl.core.statements import MAX_GROUP, Advert, Enrolment, Statement
 from p2pfl.core.trace import LinkChanged, MemberChanged, Note, PeerFinished, Refused, RoundEnded, State, StateChanged
 from p2pfl.core.wire import Bye, Chunk, Have, Hello, Message, Part, Ping, Proof, Told, Want
-from p2pfl.gossip.grouping import bearable_colluders, groups
+from p2pfl.gossip.grouping import LEAST_MASKED, bearable_colluders, groups
 from p2pfl.gossip.membership import NO_ROUND, Members, Standing
 from p2pfl.gossip.patience import Patience
 from p2pfl.gossip.secure_sum import MaskTerms
@@ -143,7 +143,7 @@ class GroupPlan:
             beacon=_beacon(charter),
             group_size=size,
             colluders=colluders,
-            least=min(colluders + 2, len(roster)),
+            least=max(colluders + 2, LEAST_MASKED) if averaging.masks == "on" else min(colluders + 2, len(roster)),
             parameters=charter.model.parameters,
             rounds=charter.training.rounds,
             settle_rounds=charter.averaging.settle_rounds,

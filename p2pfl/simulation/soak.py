@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -84,7 +84,7 @@ class Case:
         return self.faults if self.faults is not None else MIXES[self.mix](self.seed, self.peers, HORIZON)
 
 
-def _charter(peers: int, group: int, rounds: int, words: int) -> Charter:
+def _charter(peers: int, group: int, rounds: int, words: int, masks: Literal["on", "off"]) -> Charter:
     members = tuple(
         Member(name=f"m{place:0{len(str(peers - 1))}}", peer_id=f"peer-{place}", addresses=("/memory",))
         for place in range(peers)
@@ -94,15 +94,15 @@ def _charter(peers: int, group: int, rounds: int, words: int) -> Charter:
         task=TaskTerms(source="digits", sha256="0" * 64),
         model=ModelTerms(file="m.safetensors", sha256="0" * 64, parameters=words),
         training=TrainingTerms(rounds=rounds, local_steps=LOCAL_STEPS, window=2.0),
-        averaging=AveragingTerms(topology="groups", group_size=group, settle_rounds=10),
+        averaging=AveragingTerms(topology="groups", masks=masks, group_size=group, settle_rounds=10),
         deadlines=Deadlines(start=10.0, round=8.0, heartbeat=2.0, silence=6.0),
         members=members,
     )
 
 
 @lru_cache(maxsize=8)
-def _plans(peers: int, group: int, rounds: int, words: int) -> tuple[GroupPlan, ...]:
-    charter = _charter(peers, group, rounds, words)
+def _plans(peers: int, group: int, rounds: int, words: int, *, masked: bool) -> tuple[GroupPlan, ...]:
+    charter = _charter(peers, group, rounds, words, "on" if masked else "off")
     return tuple(GroupPlan.for_peer(charter, peer) for peer in charter.roster())
 
 
@@ -114,7 +114,7 @@ def standard_network(case: Case, *, strict: bool | None = None, log: bool = Fals
         strict: whether messages are encoded and decoded; by default for some seeds.
         log: whether to keep what happens.
     """
-    plans = _plans(case.peers, case.group, case.rounds, case.words)
+    plans = _plans(case.peers, case.group, case.rounds, case.words, masked=case.masked)
     initial = np.zeros(case.words, np.float32)
     tolerance = CLIP / 2**24 if case.masked else 1e-30
     initial.flags.writeable = False

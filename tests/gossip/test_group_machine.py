@@ -55,7 +55,17 @@ def mean(pump: GroupPump, places: tuple[int, ...], start: Vector, round: int = 0
     return (sum(stepped) / len(stepped)).astype(np.float32)  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("members", [2, 3, 4, 5, 8, 13])
+def test_two_members_average_in_the_clear(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under masks they cannot: the charter's check refuses them, and no session of two is begun."""
+    monkeypatch.setattr(GroupPump, "masked", False)
+    pump = GroupPump(2)
+    pump.start()
+    pump.run()
+    assert [outcomes(node) for node in pump.nodes.values()] == [[Outcome.FULL] * 4] * 2
+    assert np.array_equal(pump.nodes[0].adopted[Round(3)], pump.nodes[1].adopted[Round(3)])
+
+
+@pytest.mark.parametrize("members", [3, 4, 5, 8, 13])
 def test_undisturbed_every_round_is_full_and_all_end_with_one_model(members: int) -> None:
     pump = GroupPump(members)
     pump.start()

@@ -6,14 +6,37 @@ import pytest
 from p2pfl.core.ids import Round
 from p2pfl.core.statements import Deal, Reveal
 from p2pfl.core.wire import Chunk, Part
+from p2pfl.gossip.group_machine import GroupPlan
 from p2pfl.gossip.session import Outcome
 from tests.gossip.test_group_machine import chain, die_at, mean, says
 from tests.group_pump import GroupPump
+from tests.pump import charter_for
 
 
 @pytest.fixture(autouse=True)
 def masks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(GroupPump, "masked", True)
+
+
+@pytest.mark.parametrize("colluders", [0, 1, 2])
+def test_no_sum_has_fewer_than_three_contributors_whatever_the_charter_says_of_colluders(colluders: int) -> None:
+    charter = charter_for(8, 10, topology="groups")
+    for masks, least in (("on", max(3, colluders + 2)), ("off", colluders + 2)):
+        update = {"masks": masks, "colluders": colluders, "group_size": 8}
+        terms = charter.model_copy(update={"averaging": charter.averaging.model_copy(update=update)})
+        assert GroupPlan.for_peer(terms, terms.roster()[0]).least == least
+
+
+def test_two_survivors_of_a_masked_session_give_nothing_away() -> None:
+    pump = GroupPump(4, rounds=1, colluders=0)
+    # Nobody gets a chunk of two members, so the other two are all that could be in the sum.
+    chain(pump, lambda s, r, m: isinstance(m, Chunk) and m.part is Part.UPLOAD and s in (2, 3))
+    revealed = []
+    chain(pump, lambda s, r, m: says(m, Reveal) and bool(revealed.append(s)))  # type: ignore[func-returns-value]
+    pump.start()
+    pump.run(until=lambda: all(node.rounds for node in pump.nodes.values()), limit=1000)
+    assert not revealed
+    assert all(node.rounds[0].outcome == Outcome.VOID for node in pump.nodes.values())
 
 
 @pytest.mark.parametrize("kind", [Deal, Reveal])
