@@ -264,6 +264,11 @@ class Secrets:
         given = sorted([*seeds, *(keys if silent else [])])
         return Returned(self._round, self._session, tuple(who for who, _ in given), tuple(each for _, each in given))
 
+    def silent(self, survivors: Sequence[int], reveals: Mapping[int, Reveal]) -> list[int]:
+        """Return the survivors that revealed nothing, or something else than they committed to."""
+        dropped = [who for who in self._members if who not in survivors]
+        return [who for who in survivors if self._told(who, dropped, reveals.get(who)) is None]
+
     def leftover(
         self, survivors: Sequence[int], reveals: Mapping[int, Reveal], returned: Mapping[int, Returned]
     ) -> tuple[Mask, ...] | None:

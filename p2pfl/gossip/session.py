@@ -977,8 +977,7 @@ class Session:
         reveals = self._statements.of(Reveal, work.session)
         if self.terms.me not in reveals:
             effects += self._state(secrets.reveal(survivors))
-        silent = [who for who in survivors if who not in reveals and who != self.terms.me]
-        if silent and not work.returned and self._is_due("silent"):
+        if not work.returned and self._is_due("silent") and (silent := secrets.silent(survivors, reveals)):
             work.returned = True
             effects += self._state(secrets.give_back(survivors, silent))
         returned = self._statements.of(Returned, work.session)

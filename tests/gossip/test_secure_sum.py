@@ -1,15 +1,18 @@
 """What is special about a masked sum: secrets pass, and the dead leave theirs behind as shares."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from p2pfl.core.ids import Round
-from p2pfl.core.statements import Deal, Reveal
-from p2pfl.core.wire import Chunk, Part
+from p2pfl.core.machine import Effect, Send
+from p2pfl.core.statements import Content, Deal, Returned, Reveal, decode_statement, encode_body
+from p2pfl.core.wire import Chunk, Part, Told
 from p2pfl.gossip.group_machine import GroupPlan
 from p2pfl.gossip.session import Outcome
 from tests.gossip.test_group_machine import chain, die_at, mean, says
-from tests.group_pump import GroupPump
+from tests.group_pump import FastKeyring, GroupPump, Node
 from tests.pump import charter_for
 
 
@@ -73,3 +76,84 @@ def test_masked_eight_lose_two_that_are_silent_after_the_certificate_and_nothing
     for place in survivors:
         assert pump.nodes[place].rounds[0].outcome == Outcome.FULL
         np.testing.assert_allclose(pump.nodes[place].adopted[Round(0)], mean(pump, survivors, pump.initial), rtol=1e-4)
+
+
+class Lying(GroupPump):
+    """One member tells the others something else than its machine says, and signs that."""
+
+    liar = 1
+
+    def lie(self, content: Content) -> Content:
+        return content
+
+    def carry_out(self, place: int, node: Node, effect: Effect) -> None:
+        if isinstance(effect, Send) and isinstance(effect.message, Told) and place == self.liar:
+            statement = effect.message.statement
+            if statement.signer == place:
+                body = encode_body(self.lie(statement.content))
+                signed = decode_statement(place, body, FastKeyring(place).sign(body))
+                effect = replace(effect, message=replace(effect.message, statement=signed))
+        super().carry_out(place, node, effect)
+
+
+class WrongSeed(Lying):
+    def lie(self, content: Content) -> Content:
+        return replace(content, seed=bytes(32)) if isinstance(content, Reveal) else content
+
+
+class WrongPairKey(Lying):
+    def lie(self, content: Content) -> Content:
+        return replace(content, pairs=(bytes(32),) * len(content.pairs)) if isinstance(content, Reveal) else content
+
+
+class WrongShares(Lying):
+    """Says nothing of itself, so that shares are asked for, and gives back wrong ones of others."""
+
+    def lie(self, content: Content) -> Content:
+        if not isinstance(content, Returned):
+            return content
+        return replace(content, shares=tuple(share[:-1] + bytes([share[-1] ^ 1]) for share in content.shares))
+
+
+@pytest.mark.parametrize("kind", [WrongSeed, WrongPairKey])
+def test_who_reveals_something_else_than_it_committed_to_is_replaced_by_shares(kind: type[Lying]) -> None:
+    pump = kind(4, rounds=1)
+    # One drops, so that there are pair keys to reveal.
+    chain(pump, lambda s, r, m: isinstance(m, Chunk) and m.part is Part.UPLOAD and s == 3)
+    pump.start()
+    pump.run(until=lambda: all(node.rounds for node in pump.nodes.values()), limit=1000)
+    for place in (0, 2):
+        assert pump.nodes[place].rounds[0].outcome == Outcome.FULL
+        np.testing.assert_allclose(pump.nodes[place].adopted[Round(0)], mean(pump, (0, 1, 2), pump.initial), rtol=1e-4)
+
+
+def test_wrong_shares_of_a_silent_member_are_left_out() -> None:
+    pump = WrongShares(8, rounds=1, group_size=8, colluders=3)
+    silent = 5
+    chain(pump, lambda s, r, m: isinstance(m, Told) and says(m, Reveal) and m.statement.signer == silent)
+    pump.start()
+    pump.run(until=lambda: all(node.rounds for node in pump.nodes.values()), limit=1000)
+    for place in (0, 2, 3, 4, 6, 7):
+        assert pump.nodes[place].rounds[0].outcome == Outcome.FULL
+        np.testing.assert_allclose(
+            pump.nodes[place].adopted[Round(0)], mean(pump, tuple(range(8)), pump.initial), rtol=1e-4
+        )
+
+
+class WrongDeal(Lying):
+    def lie(self, content: Content) -> Content:
+        if not isinstance(content, Deal):
+            return content
+        return replace(
+            content, sealed=tuple(each[:-1] + bytes([each[-1] ^ 1]) if each else each for each in content.sealed)
+        )
+
+
+def test_who_deals_shares_that_do_not_open_is_left_out_before_any_vector_moves() -> None:
+    pump = WrongDeal(5, rounds=1, group_size=5)
+    pump.start()
+    pump.run(until=lambda: all(pump.nodes[place].rounds for place in (0, 2, 3, 4)), limit=1000)
+    for place in (0, 2, 3, 4):
+        assert pump.nodes[place].rounds[0].outcome == Outcome.FULL
+        assert "m1" in pump.nodes[place].rounds[0].absent
+        assert pump.nodes[place].rounds[0].attempt >= 1
