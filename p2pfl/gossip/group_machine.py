@@ -592,8 +592,7 @@ class GroupMachine:
         if self._is_noted or not session.is_short:
             return []
         self._is_noted = True
-        missing = [self._plan.names[who] for who in session.terms.group if who != self._plan.me]
-        absent = [name for name in missing if name in self._absent_names(session)]
+        absent = [self._plan.names[who] for who in session.absent() if who != self._plan.me]
         waits = f"round {self._round} waits: a sum takes {self._plan.least} members, and of this group's"
         return [Emit(Note(f"{waits} {', '.join(absent)} did not take part so far"))]
 
@@ -603,9 +602,6 @@ class GroupMachine:
         changed = [who for who, standing in standings.items() if standing is not self._standings.get(who)]
         self._standings = standings
         return [Emit(MemberChanged(self._plan.names[who], standings[who])) for who in changed]
-
-    def _absent_names(self, session: Session) -> set[str]:
-        return {self._plan.names[who] for who in session.absent()}
 
     def _give_up_if_behind(self, session: Session, now: Seconds) -> None:
         """Leave a round that the others are through with; first give them time to tell how it ended."""
@@ -707,9 +703,6 @@ class GroupMachine:
     def _gone_at(self) -> float | None:
         """When all others count as gone, if no link stands: links also fall for a moment."""
         return None if self._cut_off_at is None else self._cut_off_at + self._plan.deadlines.round
-
-    def _is_alone(self) -> bool:
-        return all(not known.linked or known.left_after is not None for _, known in self._members.items())
 
     # Falling behind, and catching up
 

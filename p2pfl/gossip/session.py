@@ -1,9 +1,11 @@
-"""One round of one group: from adverts to a released average, without a coordinator; and without masks, so far.
+"""One round of one group: from adverts to a released average, without a coordinator, masked or in the clear.
 
-    enroll    each member adverts; a leader proposes who begins; all of these say that they are ready
+    enroll    each member adverts; a leader proposes who begins; under masks each deals shares of its secrets; when all
+              say that they are ready, it begins
     upload    each sends chunk i of its vector to the i-th member, and its own chunk to that one's deputy, the next
     agree     each aggregator acknowledges whose chunks it holds; a leader proposes who is in the sum; votes certify it
-    reduce    each aggregator averages its chunk over the survivors, signs the result and sends it to all
+    reduce    under masks all reveal what takes the masks off this sum and no other; each aggregator averages its chunk
+              over the survivors, signs the result and sends it to all
 
 What a peer does next follows from what it holds: signed statements, chunks, and deadlines. `advance` looks at all of
 that and does whatever can be done; so the order in which things arrive does not matter, and whatever is repeated does
@@ -181,6 +183,13 @@ def _sane_digest(vector: Vector, most: float) -> bytes | None:
     return digest(vector) if is_sane(vector) and 0 < vector[0] <= most else None
 
 
+def _place_of(statement: Statement) -> tuple[tuple[int, bytes | int], int]:
+    """Return where a statement stands: its kind with its attempt or session, and its signer, or chunk for results."""
+    content = statement.content
+    key = content.attempt if isinstance(content, Advert | Enrolment) else content.session
+    return (content.kind, key), content.chunk if isinstance(content, Result) else statement.signer
+
+
 class Statements:
     """The signed statements of a round: of each kind one by each signer in each attempt or session.
 
@@ -206,27 +215,26 @@ class Statements:
         """Keep a statement; return whether it is new. The first of a signer stands."""
         if not self.takes(statement):
             return False
-        content = statement.content
-        key = content.attempt if isinstance(content, Advert | Enrolment) else content.session
-        who = content.chunk if isinstance(content, Result) else statement.signer
-        self._held.setdefault((content.kind, key), {})[who] = statement
-        self._said.setdefault((content.kind, key), {})[who] = content
+        key, who = _place_of(statement)
+        self._held.setdefault(key, {})[who] = statement
+        self._said.setdefault(key, {})[who] = statement.content
         return True
 
     def takes(self, statement: Statement) -> bool:
         """Return whether there is a place for a statement."""
-        content = statement.content
-        key = content.attempt if isinstance(content, Advert | Enrolment) else content.session
-        who = content.chunk if isinstance(content, Result) else statement.signer
-        return who not in self._held.get((content.kind, key), {}) and not self._is_full(content, who)
+        key, who = _place_of(statement)
+        return who not in self._held.get(key, {}) and not self._is_full(statement.content, who)
+
+    def holds(self, statement: Statement) -> bool:
+        """Return whether this very statement is here."""
+        key, who = _place_of(statement)
+        held = self._held.get(key, {}).get(who)
+        return held is not None and held.body == statement.body
 
     def contradicts(self, statement: Statement) -> bool:
         """Return whether the same signer has signed something else in the same place."""
-        content = statement.content
-        if isinstance(content, Result):
-            return False
-        key = content.attempt if isinstance(content, Advert | Enrolment) else content.session
-        known = self._held.get((content.kind, key), {}).get(statement.signer)
+        key, who = _place_of(statement)
+        known = None if isinstance(statement.content, Result) else self._held.get(key, {}).get(who)
         return known is not None and known.body != statement.body
 
     def _is_full(self, content: Content, who: int) -> bool:
@@ -290,10 +298,10 @@ class Session:
         self._unsigned: dict[int, tuple[Vector, bytes]] = {}
         self._hashing: set[tuple[Part, int, int]] = set()
         self._answered: dict[tuple[object, ...], float] = {}
+        self._asked = 0
+        """How often a chunk's result was asked for; each time of another holder."""
         self._ready_at: float | None = None
         self._suspects: set[int] = set()
-        self._broken: set[int] = set()
-        """Chunks whose sum did not come out: a mask is left in it, or somebody's chunk lied."""
         self._orders: dict[tuple[bytes | int, int], bytes] = {}
         self._ids: dict[Enrolment, bytes] = {}
         self._seen: tuple[object, ...] | None = None
@@ -437,8 +445,6 @@ class Session:
                 self._unsigned[chunk] = (vector, found)
         if what == "reduce" and isinstance(result, tuple):
             return self._release(int(numbers[0]), *result)
-        if what == "reduce":
-            self._broken.add(int(numbers[0]))
         return []
 
     def persisted(self, key: str) -> list[Effect]:
@@ -1054,18 +1060,14 @@ class Session:
             if chunk not in self._results:
                 # The signer first; when that was in vain, whoever else may have it by now.
                 holders = [results[chunk].signer, *(who for who in work.members if who != self.terms.me)]
-                yield holders[self._turn("ask", len(holders))], Part.RESULT, chunk
+                yield holders[self._asked % len(holders)], Part.RESULT, chunk
+                self._asked += 1
         if work.enrolled and work.began:
             frozen = self._is_acknowledged()
             for chunk, who in self._mine():
                 held = (chunk, who) in self._uploads
                 if who != self.terms.me and not held and (not frozen or self._is_missing(chunk, who)):
                     yield who, Part.UPLOAD, chunk
-
-    def _turn(self, name: str, count: int) -> int:
-        turn = int(self._answered.get((name,), 0.0))
-        self._answered[name,] = float(turn + 1)
-        return turn % count
 
     # The end
 
@@ -1083,14 +1085,7 @@ class Session:
 
     def holds(self, statement: Statement) -> bool:
         """Return whether this very statement is here."""
-        content = statement.content
-        if isinstance(content, Result):
-            key: bytes | int = content.session
-        else:
-            key = content.attempt if isinstance(content, Advert | Enrolment) else content.session
-        who = content.chunk if isinstance(content, Result) else statement.signer
-        held = self._statements.signed(type(content), key).get(who)
-        return held is not None and held.body == statement.body
+        return self._statements.holds(statement)
 
     def took_part(self, who: int) -> bool:
         """Return whether a member gave a sign of taking part in this round."""
@@ -1108,7 +1103,7 @@ class Session:
         self._uploads, self._chunks, self._vector, self._unsigned = {}, (), None, {}
 
     def released(self) -> Vector | None:
-        """Return what `verified_average` reads: the results of all chunks, float32 [parameters + members]."""
+        """Return what `Released.open` reads: the results of all chunks, float32 [parameters + members]."""
         if not self.is_released:
             return None
         return np.concatenate([self._results[chunk][0] for chunk in range(len(self._work.members))])
