@@ -66,18 +66,9 @@ from p2pfl.core.wire import Bye, Chunk, Have, Hello, Message, Part, Ping, Proof,
 from p2pfl.gossip.grouping import LEAST_MASKED, bearable_colluders, groups
 from p2pfl.gossip.membership import NO_ROUND, Members, Standing
 from p2pfl.gossip.patience import Patience
+from p2pfl.gossip.release import Keyring, Released, Terms, verified_release
 from p2pfl.gossip.secure_sum import MaskTerms
-from p2pfl.gossip.session import (
-    LEAST_RATE,
-    NO_SESSION,
-    REPEATS,
-    Keyring,
-    Outcome,
-    Released,
-    Session,
-    Terms,
-    verified_release,
-)
+from p2pfl.gossip.session import LEAST_RATE, NO_SESSION, REPEATS, Outcome, Session
 
 LOOKAHEAD = 2
 """How many rounds ahead of one's own statements are kept."""

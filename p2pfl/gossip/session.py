@@ -16,18 +16,16 @@ Owns the stages of one round. Must not know training, models or other rounds: th
 """
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 
 from p2pfl.core.canonical import Value, canonical
 from p2pfl.core.errors import Malformed, RemoteError, TooLarge
-from p2pfl.core.ids import PeerId, Round
 from p2pfl.core.ledger import SESSION_BYTES, Uploading, Voted
 from p2pfl.core.machine import Compute, Effect, Payload, Persist, Send, SendBulk, Vector
 from p2pfl.core.statements import (
@@ -52,37 +50,21 @@ from p2pfl.core.statements import (
 from p2pfl.core.wire import Chunk, Have, Part, Told, Want
 from p2pfl.crypto.masks import Mask
 from p2pfl.crypto.ring import WEIGHT_ONE, Layout
-from p2pfl.gossip.average import is_sane
-from p2pfl.gossip.grouping import bearable_colluders, threshold
+from p2pfl.gossip.chunks import bounds, cut, digest, pair, reduce, sane_digest
+from p2pfl.gossip.grouping import threshold
 from p2pfl.gossip.patience import Patience
+from p2pfl.gossip.release import Keyring, Terms, certified, session_id
 from p2pfl.gossip.secure_sum import MaskTerms, Secrets, average_chunk
+from p2pfl.gossip.statement_store import Statements, said_as
 
 NO_SESSION = bytes(SESSION_BYTES)
 LEAST_RATE = 64 * 1024.0
 """Bytes a second below which a transfer counts as failed; a guess."""
-MOST_SESSIONS = 2 * MAX_ATTEMPTS
-"""Sessions of one round of which a signer's statements are kept."""
 REPEATS = 4
 """How often a peer asks for what it lacks before it takes somebody for gone; a guess: where every second message is
 lost, one in sixteen stays so."""
 ANSWER_PAUSE = 0.05
 """Seconds in which a member gets one answer to the same request; a guess: below any timer of an honest one."""
-
-_Content = TypeVar("_Content", bound=Content)
-
-
-class Keyring(Protocol):
-    """Signs this peer's statements, and checks others'."""
-
-    def sign(self, body: bytes) -> bytes:
-        """Return this peer's signature of a statement's body."""
-
-    def verify(self, signer: int, body: bytes, signature: bytes) -> None:
-        """Check that the member at this place of the roster signed the body.
-
-        Raises:
-            BadSignature: it did not.
-        """
 
 
 class Outcome(StrEnum):
@@ -98,150 +80,6 @@ class Outcome(StrEnum):
     LATE = "late"
     SKIP = "skip"
     VOID = "void"
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What a session is held to.
-
-    Attributes:
-        charter: its hash.
-        roster: all members' peer ids; members are named by their place in it.
-        me: this peer's place.
-        round: the number.
-        group: the places of all members of this peer's group in this round, ascending.
-        colluders: how many members may work together against the others without learning or forging anything.
-        least: fewest members in a sum.
-        parameters: length of the vector.
-        patience: seconds that a group waits for members that are slow to take part.
-    """
-
-    charter: bytes
-    roster: tuple[PeerId, ...]
-    me: int
-    round: Round
-    group: tuple[int, ...]
-    colluders: int
-    least: int
-    parameters: int
-    patience: float
-
-    def bears(self, members: int) -> bool:
-        """Return whether a session of so many members is allowed."""
-        return members >= self.least and bearable_colluders(members) >= self.colluders
-
-
-def session_id(terms: Terms, enrolment: Enrolment) -> bytes:
-    """Return the 32 bytes that every later statement of a session refers to."""
-    values: list[Value] = [
-        "p2pfl/session/1",
-        terms.charter,
-        terms.round,
-        enrolment.attempt,
-        terms.colluders,
-        terms.least,
-    ]
-    return hashlib.sha256(
-        canonical([*values, terms.parameters, list(enrolment.members), list(enrolment.adverts)])
-    ).digest()
-
-
-def bounds(parameters: int, members: int, chunk: int) -> tuple[int, int]:
-    """Return the first index of a chunk, and the first after it."""
-    return chunk * parameters // members, (chunk + 1) * parameters // members
-
-
-def cut(vector: Vector, weight: float, members: int) -> tuple[Vector, ...]:
-    """Cut float32 [parameters] into one chunk for each member: float32 [1 + its length], the weight first."""
-    chunks = []
-    for chunk in range(members):
-        start, end = bounds(len(vector), members, chunk)
-        chunks.append(np.concatenate((np.array([weight], np.float32), vector[start:end])))
-    return tuple(chunks)
-
-
-def reduce(chunks: Sequence[Vector]) -> Vector:
-    """Average chunks, each float32 [1 + length] with its weight first, in float64 in the order given.
-
-    Returns:
-        float32 [1 + length]: the total weight, and the weighted average.
-    """
-    total = float(sum(float(chunk[0]) for chunk in chunks))
-    average = np.zeros(len(chunks[0]) - 1)
-    for chunk in chunks:
-        average += float(chunk[0]) / total * chunk[1:].astype(np.float64)
-    return np.concatenate(([total], average)).astype("<f4")
-
-
-def digest(vector: Payload) -> bytes:
-    """Return the SHA-256 of a vector's bytes."""
-    return hashlib.sha256(vector.data.cast("B")).digest()
-
-
-def _sane_digest(vector: Vector, most: float) -> bytes | None:
-    """Return the digest of a chunk in the clear, of at most this weight; None if it must not enter a sum or a model."""
-    return digest(vector) if is_sane(vector) and 0 < vector[0] <= most else None
-
-
-def _place_of(statement: Statement) -> tuple[tuple[int, bytes | int], int]:
-    """Return where a statement stands: its kind with its attempt or session, and its signer, or chunk for results."""
-    content = statement.content
-    key = content.attempt if isinstance(content, Advert | Enrolment) else content.session
-    return (content.kind, key), content.chunk if isinstance(content, Result) else statement.signer
-
-
-class Statements:
-    """The signed statements of a round: of each kind one by each signer in each attempt or session.
-
-    For results the signer's place is that of the chunk, with who signed it: the aggregator or its deputy.
-    """
-
-    def __init__(self) -> None:
-        self._held: dict[tuple[int, bytes | int], dict[int, Statement]] = {}
-        self._said: dict[tuple[int, bytes | int], dict[int, Any]] = {}
-
-    def __len__(self) -> int:
-        return sum(map(len, self._held.values()))
-
-    def of(self, kind: type[_Content], key: bytes | int) -> Mapping[int, _Content]:
-        """Return what is held of a kind, in this attempt or session, by signer (by chunk for results)."""
-        return self._said.get((kind.kind, key), {})
-
-    def signed(self, kind: type[Content], key: bytes | int) -> Mapping[int, Statement]:
-        """Return the same with signatures."""
-        return self._held.get((kind.kind, key), {})
-
-    def add(self, statement: Statement) -> bool:
-        """Keep a statement; return whether it is new. The first of a signer stands."""
-        if not self.takes(statement):
-            return False
-        key, who = _place_of(statement)
-        self._held.setdefault(key, {})[who] = statement
-        self._said.setdefault(key, {})[who] = statement.content
-        return True
-
-    def takes(self, statement: Statement) -> bool:
-        """Return whether there is a place for a statement."""
-        key, who = _place_of(statement)
-        return who not in self._held.get(key, {}) and not self._is_full(statement.content, who)
-
-    def holds(self, statement: Statement) -> bool:
-        """Return whether this very statement is here."""
-        key, who = _place_of(statement)
-        held = self._held.get(key, {}).get(who)
-        return held is not None and held.body == statement.body
-
-    def contradicts(self, statement: Statement) -> bool:
-        """Return whether the same signer has signed something else in the same place."""
-        key, who = _place_of(statement)
-        known = None if isinstance(statement.content, Result) else self._held.get(key, {}).get(who)
-        return known is not None and known.body != statement.body
-
-    def _is_full(self, content: Content, who: int) -> bool:
-        if isinstance(content, Advert | Enrolment):
-            return False
-        kept = sum(kind == content.kind and who in held for (kind, _), held in self._held.items())
-        return kept >= MOST_SESSIONS
 
 
 @dataclass
@@ -374,9 +212,11 @@ class Session:
         """Return the statements that show the average to be released, no more than it takes: see `verified_release`."""
         session = self._work.session
         enrolments = self._statements.signed(Enrolment, self._work.attempt).values()
-        named = [each for each in enrolments if session_id(self.terms, _as(Enrolment, each)) == session]
+        named = [each for each in enrolments if session_id(self.terms, said_as(Enrolment, each)) == session]
         members, votes = self._work.members, self._statements.signed(Vote, session)
-        voted = [votes[who] for who in members if who in votes and _as(Vote, votes[who]).survivors == self.survivors]
+        voted = [
+            votes[who] for who in members if who in votes and said_as(Vote, votes[who]).survivors == self.survivors
+        ]
         return (*named[:1], *voted[: threshold(len(members))], *self._statements.signed(Result, session).values())
 
     def leader(self) -> int | None:
@@ -492,7 +332,7 @@ class Session:
             members = self._work.members
             if content.session != self._work.session or not content.chunk < len(members):
                 return False
-            aggregator, deputy = _pair(members, content.chunk)
+            aggregator, deputy = pair(members, content.chunk)
             if statement.signer == deputy != aggregator and self._work.enrolled:
                 return self._now >= self._at.get("deputy", 0.0) - self._stage
             return statement.signer in (aggregator, deputy)
@@ -551,10 +391,10 @@ class Session:
         members = float(len(self._work.members))
         if chunk.part is Part.RESULT:
             self._hashing.add((Part.RESULT, chunk.chunk, 0))
-            return [Compute(f"result/{chunk.chunk}", lambda: (vector, _sane_digest(vector, members)), vector.nbytes)]
+            return [Compute(f"result/{chunk.chunk}", lambda: (vector, sane_digest(vector, members)), vector.nbytes)]
         self._hashing.add((Part.UPLOAD, chunk.chunk, sender))
         key = f"upload/{chunk.chunk}/{sender}"
-        return [Compute(key, lambda: (vector, _sane_digest(vector, 1.0)), vector.nbytes)]
+        return [Compute(key, lambda: (vector, sane_digest(vector, 1.0)), vector.nbytes)]
 
     def answer_have(self, sender: int, have: Have, now: float) -> list[Effect]:
         """Send a member of the group what it lacks of this round's statements."""
@@ -768,7 +608,7 @@ class Session:
         for dealer in work.members:
             if dealer in deals and dealer not in work.secrets.accepted and dealer not in self._suspects:
                 try:
-                    work.secrets.accept(dealer, _as(Deal, deals[dealer]))
+                    work.secrets.accept(dealer, said_as(Deal, deals[dealer]))
                 except RemoteError as error:
                     self._suspect(error)
         if not work.secrets.accepted >= set(work.members):
@@ -846,7 +686,7 @@ class Session:
         return effects
 
     def _holders(self, chunk: int) -> tuple[int, int]:
-        return _pair(self._work.members, chunk)
+        return pair(self._work.members, chunk)
 
     def _is_mine(self, chunk: int, uploader: int) -> bool:
         """Return whether this peer is to hold that uploader's chunk."""
@@ -1135,15 +975,6 @@ class Session:
         return [SendBulk((self.terms.roster[who],), message, payload)]
 
 
-def certified(votes: Mapping[int, Vote], members: Sequence[int], least: int) -> tuple[int, ...] | None:
-    """Return the survivors that T of the members signed, if there are such."""
-    counted = Counter(vote.survivors for who, vote in votes.items() if who in members)
-    for survivors, count in counted.items():
-        if count >= threshold(len(members)) and len(survivors) >= least and set(survivors) <= set(members):
-            return survivors
-    return None
-
-
 def _shared(lists: Mapping[int, set[int]], members: Sequence[int]) -> tuple[int, ...]:
     """Return the survivors that follow from these acknowledgements: whom all of them name.
 
@@ -1170,84 +1001,3 @@ def _largest(
             break
         live, survivors = fewer, more
     return tuple(live), survivors
-
-
-@dataclass(frozen=True, slots=True)
-class Released:
-    """The average of some round's session, as its signed statements describe it.
-
-    Attributes:
-        round: the session's.
-        session: its 32 bytes.
-        members: who began it.
-        digests: of the result of each chunk.
-    """
-
-    round: Round
-    session: bytes
-    members: tuple[int, ...]
-    digests: tuple[bytes, ...]
-
-    def length(self, parameters: int) -> int:
-        """Return how many float32 values `Session.released` has."""
-        return parameters + len(self.members)
-
-    def open(self, values: Vector, parameters: int) -> Vector | None:
-        """Return the average, float32 [parameters], from `Session.released`; None if the values are others."""
-        parts, end = [], 0
-        for chunk, expected in enumerate(self.digests):
-            first, last = bounds(parameters, len(self.members), chunk)
-            part = values[end : (end := end + 1 + last - first)]
-            if digest(part) != expected:
-                return None
-            parts.append(part[1:])
-        return np.concatenate(parts)
-
-
-def verified_release(
-    terms: Terms, groups: Sequence[tuple[int, ...]], keyring: Keyring, statements: Sequence[Statement]
-) -> Released:
-    """Check that a session of a round released an average; never take a peer's word for it, nor its model.
-
-    Args:
-        terms: of the round that the enrolment among the statements names; the group in them does not matter.
-        groups: of that round.
-        keyring: checks the signatures.
-        statements: as `Session.proof` gives them.
-
-    Raises:
-        RemoteError: the statements do not prove it.
-    """
-    first = statements[0].content if statements else None
-    if not isinstance(first, Enrolment) or first.round != terms.round:
-        raise Malformed("sent an average without its enrolment")
-    members = first.members
-    if not any(set(members) <= set(group) for group in groups) or not terms.bears(len(members)):
-        raise Malformed("sent an average of members who are no group of its round")
-    session = session_id(terms, first)
-    votes: dict[int, Vote] = {}
-    digests: dict[int, bytes] = {}
-    for statement in statements[1:]:
-        content = statement.content
-        if not isinstance(content, Vote | Result) or content.session != session or statement.signer not in members:
-            raise Malformed("sent an average with a statement that does not belong to it")
-        keyring.verify(statement.signer, statement.body, statement.signature)
-        if isinstance(content, Vote):
-            votes[statement.signer] = content
-        elif content.chunk < len(members) and statement.signer in _pair(members, content.chunk):
-            digests[content.chunk] = content.digest
-    if certified(votes, members, terms.least) is None or len(digests) != len(members):
-        raise Malformed("sent an average that is not certified")
-    return Released(first.round, session, members, tuple(digests[chunk] for chunk in range(len(members))))
-
-
-def _pair(members: Sequence[int], chunk: int) -> tuple[int, int]:
-    """Return a chunk's aggregator and its deputy."""
-    return members[chunk], members[(chunk + 1) % len(members)]
-
-
-def _as(kind: type[_Content], statement: Statement) -> _Content:
-    content = statement.content
-    if not isinstance(content, kind):
-        raise TypeError(f"a {type(content).__name__} where a {kind.__name__} belongs")
-    return content

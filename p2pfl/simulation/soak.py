@@ -31,9 +31,9 @@ from p2pfl.core.ids import PeerId, Round
 from p2pfl.core.ledger import Checkpoint, resume
 from p2pfl.core.machine import Machine, Vector
 from p2pfl.crypto.suite import suite
+from p2pfl.gossip.chunks import bounds
 from p2pfl.gossip.group_machine import GroupMachine, GroupPlan
 from p2pfl.gossip.secure_sum import MaskTerms
-from p2pfl.gossip.session import bounds
 from p2pfl.simulation.faults import MIXES, Schedule, decode_schedule, encode_schedule, shrink
 from p2pfl.simulation.invariants import AveragesComputed, Bounds, InvariantViolated, OffersAnswered, SpentOnce
 from p2pfl.simulation.simnet import Disk, Network, PeerSpec, SimulatedKeyring

@@ -20,7 +20,8 @@ from p2pfl.core.statements import (
 from p2pfl.core.wire import MAX_MESSAGE_BYTES, Chunk, Message, Part, Proof, Want, encode_header
 from p2pfl.gossip.group_machine import GroupPlan
 from p2pfl.gossip.patience import Patience
-from p2pfl.gossip.session import NO_SESSION, Outcome, Session, Terms, session_id, verified_release
+from p2pfl.gossip.release import Terms, session_id, verified_release
+from p2pfl.gossip.session import NO_SESSION, Outcome, Session
 from tests.group_pump import FastKeyring, GroupPump, Node
 
 EVERYBODY = frozenset(range(1, 5))

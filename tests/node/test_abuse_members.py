@@ -45,7 +45,8 @@ from p2pfl.crypto.keyring import Keyring
 from p2pfl.gossip import group_machine
 from p2pfl.gossip.group_machine import RATE as MOST_ANSWERED
 from p2pfl.gossip.group_machine import GroupMachine, GroupPlan
-from p2pfl.gossip.session import ANSWER_PAUSE, MOST_SESSIONS
+from p2pfl.gossip.session import ANSWER_PAUSE
+from p2pfl.gossip.statement_store import MOST_SESSIONS
 from p2pfl.node import budget
 from p2pfl.node.driver import Driver, Hooks
 from p2pfl.node.framing import read_message, skip_payload

@@ -1,0 +1,51 @@
+"""A vector in as many chunks as a session has members, and their average in the clear."""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from p2pfl.core.machine import Payload, Vector
+from p2pfl.gossip.average import is_sane
+
+
+def bounds(parameters: int, members: int, chunk: int) -> tuple[int, int]:
+    """Return the first index of a chunk, and the first after it."""
+    return chunk * parameters // members, (chunk + 1) * parameters // members
+
+
+def cut(vector: Vector, weight: float, members: int) -> tuple[Vector, ...]:
+    """Cut float32 [parameters] into one chunk for each member: float32 [1 + its length], the weight first."""
+    chunks = []
+    for chunk in range(members):
+        start, end = bounds(len(vector), members, chunk)
+        chunks.append(np.concatenate((np.array([weight], np.float32), vector[start:end])))
+    return tuple(chunks)
+
+
+def reduce(chunks: Sequence[Vector]) -> Vector:
+    """Average chunks, each float32 [1 + length] with its weight first, in float64 in the order given.
+
+    Returns:
+        float32 [1 + length]: the total weight, and the weighted average.
+    """
+    total = float(sum(float(chunk[0]) for chunk in chunks))
+    average = np.zeros(len(chunks[0]) - 1)
+    for chunk in chunks:
+        average += float(chunk[0]) / total * chunk[1:].astype(np.float64)
+    return np.concatenate(([total], average)).astype("<f4")
+
+
+def digest(vector: Payload) -> bytes:
+    """Return the SHA-256 of a vector's bytes."""
+    return hashlib.sha256(vector.data.cast("B")).digest()
+
+
+def sane_digest(vector: Vector, most: float) -> bytes | None:
+    """Return the digest of a chunk in the clear, of at most this weight; None if it must not enter a sum or a model."""
+    return digest(vector) if is_sane(vector) and 0 < vector[0] <= most else None
+
+
+def pair(members: Sequence[int], chunk: int) -> tuple[int, int]:
+    """Return a chunk's aggregator and its deputy."""
+    return members[chunk], members[(chunk + 1) % len(members)]

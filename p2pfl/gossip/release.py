@@ -1,0 +1,158 @@
+"""When an average is released: enough members of a session signed the same survivors, and every chunk's result.
+
+Who shows these statements proves it to anybody, whoever it is.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from p2pfl.core.canonical import Value, canonical
+from p2pfl.core.errors import Malformed
+from p2pfl.core.ids import PeerId, Round
+from p2pfl.core.machine import Vector
+from p2pfl.core.statements import Enrolment, Result, Statement, Vote
+from p2pfl.gossip.chunks import bounds, digest, pair
+from p2pfl.gossip.grouping import bearable_colluders, threshold
+
+
+class Keyring(Protocol):
+    """Signs this peer's statements, and checks others'."""
+
+    def sign(self, body: bytes) -> bytes:
+        """Return this peer's signature of a statement's body."""
+
+    def verify(self, signer: int, body: bytes, signature: bytes) -> None:
+        """Check that the member at this place of the roster signed the body.
+
+        Raises:
+            BadSignature: it did not.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a session is held to.
+
+    Attributes:
+        charter: its hash.
+        roster: all members' peer ids; members are named by their place in it.
+        me: this peer's place.
+        round: the number.
+        group: the places of all members of this peer's group in this round, ascending.
+        colluders: how many members may work together against the others without learning or forging anything.
+        least: fewest members in a sum.
+        parameters: length of the vector.
+        patience: seconds that a group waits for members that are slow to take part.
+    """
+
+    charter: bytes
+    roster: tuple[PeerId, ...]
+    me: int
+    round: Round
+    group: tuple[int, ...]
+    colluders: int
+    least: int
+    parameters: int
+    patience: float
+
+    def bears(self, members: int) -> bool:
+        """Return whether a session of so many members is allowed."""
+        return members >= self.least and bearable_colluders(members) >= self.colluders
+
+
+def session_id(terms: Terms, enrolment: Enrolment) -> bytes:
+    """Return the 32 bytes that every later statement of a session refers to."""
+    values: list[Value] = [
+        "p2pfl/session/1",
+        terms.charter,
+        terms.round,
+        enrolment.attempt,
+        terms.colluders,
+        terms.least,
+    ]
+    return hashlib.sha256(
+        canonical([*values, terms.parameters, list(enrolment.members), list(enrolment.adverts)])
+    ).digest()
+
+
+def certified(votes: Mapping[int, Vote], members: Sequence[int], least: int) -> tuple[int, ...] | None:
+    """Return the survivors that T of the members signed, if there are such."""
+    counted = Counter(vote.survivors for who, vote in votes.items() if who in members)
+    for survivors, count in counted.items():
+        if count >= threshold(len(members)) and len(survivors) >= least and set(survivors) <= set(members):
+            return survivors
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """The average of some round's session, as its signed statements describe it.
+
+    Attributes:
+        round: the session's.
+        session: its 32 bytes.
+        members: who began it.
+        digests: of the result of each chunk.
+    """
+
+    round: Round
+    session: bytes
+    members: tuple[int, ...]
+    digests: tuple[bytes, ...]
+
+    def length(self, parameters: int) -> int:
+        """Return how many float32 values `Session.released` has."""
+        return parameters + len(self.members)
+
+    def open(self, values: Vector, parameters: int) -> Vector | None:
+        """Return the average, float32 [parameters], from `Session.released`; None if the values are others."""
+        parts, end = [], 0
+        for chunk, expected in enumerate(self.digests):
+            first, last = bounds(parameters, len(self.members), chunk)
+            part = values[end : (end := end + 1 + last - first)]
+            if digest(part) != expected:
+                return None
+            parts.append(part[1:])
+        return np.concatenate(parts)
+
+
+def verified_release(
+    terms: Terms, groups: Sequence[tuple[int, ...]], keyring: Keyring, statements: Sequence[Statement]
+) -> Released:
+    """Check that a session of a round released an average; never take a peer's word for it, nor its model.
+
+    Args:
+        terms: of the round that the enrolment among the statements names; the group in them does not matter.
+        groups: of that round.
+        keyring: checks the signatures.
+        statements: as `Session.proof` gives them.
+
+    Raises:
+        RemoteError: the statements do not prove it.
+    """
+    first = statements[0].content if statements else None
+    if not isinstance(first, Enrolment) or first.round != terms.round:
+        raise Malformed("sent an average without its enrolment")
+    members = first.members
+    if not any(set(members) <= set(group) for group in groups) or not terms.bears(len(members)):
+        raise Malformed("sent an average of members who are no group of its round")
+    session = session_id(terms, first)
+    votes: dict[int, Vote] = {}
+    digests: dict[int, bytes] = {}
+    for statement in statements[1:]:
+        content = statement.content
+        if not isinstance(content, Vote | Result) or content.session != session or statement.signer not in members:
+            raise Malformed("sent an average with a statement that does not belong to it")
+        keyring.verify(statement.signer, statement.body, statement.signature)
+        if isinstance(content, Vote):
+            votes[statement.signer] = content
+        elif content.chunk < len(members) and statement.signer in pair(members, content.chunk):
+            digests[content.chunk] = content.digest
+    if certified(votes, members, terms.least) is None or len(digests) != len(members):
+        raise Malformed("sent an average that is not certified")
+    return Released(first.round, session, members, tuple(digests[chunk] for chunk in range(len(members))))
