@@ -534,11 +534,12 @@ async def test_a_flood_of_what_is_valid_and_useless_does_not_stop_the_rounds(nam
         began = time.perf_counter()
         async with everywhere(siege, lambda victim: FLOODS[name](hostile, victim, lanes[victim])):
             loud = await siege.pass_rounds(2 * ROUNDS)
+            # All of it before the attack is called off: a write that is under way ends first, and rounds go on meanwhile.
             seconds = time.perf_counter() - began
+            heard = {kind.__name__: count for kind, count in hostile.heard.items()}
             extra, grown = siege.checks - before - checks, resident() - memory
             for victim in siege.honest:
                 assert siege.machines[victim].held < held[victim] + 100
-        heard = {kind.__name__: count for kind, count in hostile.heard.items()}
         logger.info("%s: a round takes %.3f s, and %.3f s with it: %.1f times", name, quiet, loud, loud / quiet)
         logger.info("in %.1f s %d checks more, %d MB, answers: %s", seconds, extra, grown >> 20, heard)
         # A statement is checked where there is a place for it; a round more or less may have begun.
