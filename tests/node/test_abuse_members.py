@@ -534,7 +534,7 @@ async def test_a_flood_of_what_is_valid_and_useless_does_not_stop_the_rounds(nam
         began = time.perf_counter()
         async with everywhere(siege, lambda victim: FLOODS[name](hostile, victim, lanes[victim])):
             loud = await siege.pass_rounds(2 * ROUNDS)
-            # All of it before the attack is called off: a write that is under way ends first, and rounds go on meanwhile.
+            # Before the attack is called off: a write under way ends first, and rounds go on meanwhile.
             seconds = time.perf_counter() - began
             heard = {kind.__name__: count for kind, count in hostile.heard.items()}
             extra, grown = siege.checks - before - checks, resident() - memory
