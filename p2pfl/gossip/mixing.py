@@ -1,5 +1,6 @@
 """Mixing matrices, and what their spectrum says about the speed of consensus."""
 
+import math
 from collections.abc import Collection, Sequence
 
 import networkx as nx
@@ -53,6 +54,23 @@ def spectral_gap(matrix: NDArray[np.float64]) -> float:
     """Return 1 minus the second largest absolute eigenvalue of a symmetric mixing matrix [n, n]."""
     eigenvalues = np.sort(np.abs(np.linalg.eigvalsh(matrix)))
     return float(1.0 - eigenvalues[-2])
+
+
+def consensus_rounds(kept: float, to: float = 1e-3) -> int | None:
+    """Return after how many rounds of mixing the consensus distance has fallen to the fraction `to` at most.
+
+    Args:
+        kept: the largest fraction of the consensus distance that a round leaves: (1 - spectral gap)^2 for a symmetric
+            mixing matrix.
+        to: the fraction that is wanted, below 1.
+
+    Returns:
+        None if a round need not change anything.
+    """
+    if kept >= 1:
+        return None
+    # Rounded errors of the eigenvalues leave about 1e-16 where a round averages exactly.
+    return 1 if kept <= to else math.ceil(math.log(to) / math.log(kept))
 
 
 def consensus_distance(vectors: NDArray[np.float32]) -> float:

@@ -3,6 +3,7 @@
 Here all links go both ways. Every graph is connected, or it is refused.
 """
 
+import math
 from collections.abc import Callable, Collection, Mapping
 
 import networkx as nx
@@ -44,6 +45,37 @@ def random_regular(n: int, seed: int) -> nx.Graph:
     raise InvalidConfig(
         f"averaging.topology: no connected random-regular graph of {n} peers in 100 draws; use exponential"
     )
+
+
+def torus(n: int, seed: int) -> nx.Graph:
+    """Each node linked to its four neighbors on a grid without borders, as near to a square as n allows.
+
+    Raises:
+        InvalidConfig: n has no divisors that give at least three rows and columns.
+    """
+    del seed
+    rows = next((rows for rows in range(math.isqrt(n), 2, -1) if n % rows == 0), None)
+    if rows is None:
+        raise InvalidConfig(f"averaging.topology: no torus of {n} peers has three rows and columns; use exponential")
+    return nx.convert_node_labels_to_integers(nx.grid_2d_graph(rows, n // rows, periodic=True), ordering="sorted")
+
+
+def hypercube(n: int, seed: int) -> nx.Graph:
+    """Each node linked to those whose number differs from its own in one bit.
+
+    Raises:
+        InvalidConfig: n is no power of two.
+    """
+    del seed
+    if n.bit_count() != 1:
+        raise InvalidConfig(f"averaging.topology: a hypercube has a power of two of peers, not {n}; use exponential")
+    return nx.convert_node_labels_to_integers(nx.hypercube_graph(n.bit_length() - 1), ordering="sorted")
+
+
+def path(n: int, seed: int) -> nx.Graph:
+    """Each node linked to the next."""
+    del seed
+    return nx.path_graph(n)
 
 
 TOPOLOGIES: Mapping[str, Callable[[int, int], nx.Graph]] = {
