@@ -20,6 +20,10 @@ Set up a member:      p2pfl init bank-a
 
 Agree on a charter:   p2pfl charter new | join | sign | show | check
 
+Check your table:     p2pfl data check
+
+Weigh topologies:     p2pfl topology
+
 Take part:            p2pfl peer --config bank-a/peer.toml
 
 Use the model:        p2pfl report | evaluate | predict | export
@@ -33,6 +37,12 @@ charter_app = typer.Typer(
     no_args_is_help=True,
 )
 app.add_typer(charter_app, name="charter")
+data_app = typer.Typer(
+    help="Check a member's table before it takes part.",
+    no_args_is_help=True,
+    epilog="Next: p2pfl data check CHARTER FILE.",
+)
+app.add_typer(data_app, name="data")
 
 CharterFile = Annotated[Path, typer.Argument(help="The charter's file.")]
 ConfigFile = Annotated[
@@ -124,20 +134,49 @@ def charter_new(
     rounds: Annotated[int, typer.Option(help="Rounds of local training and averaging.")] = 60,
     suite: Annotated[str, typer.Option(help="The cipher suite: aes, sm4 or gm.")] = "aes",
     seed: Annotated[int, typer.Option(help="Draws the initial model.")] = 0,
+    data: Annotated[
+        Path | None, typer.Option(help="For --task tabular: a CSV or Parquet file that the columns are drafted from.")
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="For --task tabular: the column to be learned.")] = None,
 ) -> None:
     """Draw up a charter without members: the task, the initial model and the terms."""
+    from p2pfl.learning.table_draft import draft_table
     from p2pfl.node.federation import CHARTER_FILE, draft_charter, save_charter
 
     path = folder / CHARTER_FILE
     if path.exists():
         raise InvalidConfig(f"{path}: exists already; name another folder")
+    if (data is None) != (target is None) or (task == "tabular" and data is None):
+        raise InvalidConfig("--task tabular needs both --data FILE and --target COLUMN; other tasks take neither")
+    drafted = None if data is None or target is None else draft_table(data, target)
     averaging = {"topology": topology, **({} if masks else {"masks": "off"})}
     terms = {"training": {"rounds": rounds}, "averaging": averaging, "security": {"suite": suite}}
-    charter = draft_charter(folder, name, task, terms, seed)
+    charter = draft_charter(folder, name, task, terms, seed, drafted.terms if drafted is not None else None)
     save_charter(path, charter)
     _say(f"{path}: a draft of {charter.name}: {task}, {charter.model.parameters} parameters, no members yet")
+    if drafted is not None:
+        for line in drafted.review:
+            _say(f"- {line}")
+        _say("ranges are rounded outwards and rare values left out, but what is there comes from your file: review it,")
+        _say("widen it to what any member may have, and run p2pfl charter model after changing columns")
     _say("edit its terms now: nobody can change them once members have signed")
     _say(f"next: every member runs p2pfl charter join {path} --config THEIR-FOLDER, and passes the folder on")
+
+
+@charter_app.command("model", epilog="Next: every member runs p2pfl charter join, and p2pfl charter sign.")
+def charter_model(
+    charter: CharterFile = Path("charter.toml"),
+    seed: Annotated[int, typer.Option(help="Draws the initial model.")] = 0,
+) -> None:
+    """Draw the initial model again, after the columns of the task's table were edited. Signatures become void."""
+    from p2pfl.node.federation import load_charter, redraw_model, save_charter
+
+    draft = load_charter(charter)
+    drawn = redraw_model(charter, draft, seed)
+    save_charter(charter, drawn)
+    _say(f"{charter.parent / drawn.model.file}: {drawn.model.parameters} parameters")
+    if draft.signatures and not drawn.signatures:
+        _say(f"the signatures of {', '.join(draft.signatures)} were for the draft as it was; they must sign again")
 
 
 @charter_app.command("join", epilog="Next, when all have joined: every member runs p2pfl charter sign.")
@@ -216,6 +255,29 @@ def charter_check(charter: CharterFile = Path("charter.toml")) -> None:
     _say(f"{charter}: in force: {known.name}, {len(known.members)} members, {known.hash().hex()[:16]}")
 
 
+@data_app.command("check", epilog="Next: p2pfl charter sign, or p2pfl peer.")
+def data_check(
+    charter: CharterFile,
+    data: Annotated[Path, typer.Argument(help="The CSV or Parquet file to check; nothing of it is sent anywhere.")],
+) -> None:
+    """Check a table against the charter's columns; a line for each fault, and exit code 2 if there is any."""
+    from p2pfl.learning.table import check_table
+    from p2pfl.node.federation import load_charter
+
+    table = load_charter(charter).task.table
+    if table is None:
+        raise InvalidConfig(f"{charter}: has no task.table to check a file against; its task reads data in its own way")
+    found = check_table(data, table)
+    for fault in found.faults:
+        _say(f"- {fault}")
+    if found.unread:
+        _say(f"not read, as the charter does not name them: {', '.join(map(repr, found.unread))}")
+    if found.faults:
+        count = len(found.faults)
+        raise InvalidConfig(f"{data}: does not fit: {count} thing{'s' if count > 1 else ''} missing or wrong")
+    _say(f"{data}: fits: {found.rows} rows")
+
+
 @app.command(epilog="Next: p2pfl evaluate, p2pfl predict and p2pfl export, with the folder of peer.toml.")
 def peer(config: ConfigFile = Path("peer.toml")) -> None:
     """Run this member's peer until the federation's last round. Ctrl-C leaves at the end of a round."""
@@ -247,7 +309,9 @@ def demo(
     ] = "groups",
     group_size: Annotated[int, typer.Option(help="Members wanted in a group.")] = 4,
     rounds: Annotated[int, typer.Option(help="Rounds of local training and averaging.")] = 60,
-    task: Annotated[str, typer.Option(help="digits, breast-cancer, or file.py:ClassName.")] = "digits",
+    task: Annotated[
+        str, typer.Option(help="digits, breast-cancer, tabular (on made-up credits), or file.py:ClassName.")
+    ] = "digits",
     alpha: Annotated[float, typer.Option(help="How alike the peers' data is: Dirichlet; smaller is less alike.")] = 0.5,
     seed: Annotated[int, typer.Option(help="Draws the shares of data, the initial model and all orders.")] = 0,
     suite: Annotated[str, typer.Option(help="The channels' cipher suite: aes, sm4 or gm.")] = "aes",
@@ -343,6 +407,56 @@ def suites() -> None:
     Console(highlight=False).print(render_suites())
 
 
+@app.command(
+    epilog="Next: p2pfl charter new --topology NAME, with one that bears the colluders you fear. More: docs/leakage.md."
+)
+def topology(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="NAME|FILE",
+            help="A topology; or a graph's file: GraphML (.graphml), or a line with two names for each link. "
+            "Without: the list of names.",
+        ),
+    ] = None,
+    peers: Annotated[int | None, typer.Option(help="How many peers; 20 unless said. A file says so itself.")] = None,
+    seed: Annotated[int, typer.Option(help="Draws random graphs, and groups.")] = 0,
+    group_size: Annotated[int, typer.Option(help="Members wanted in a group, as in the charter.")] = 8,
+    colluders: Annotated[int, typer.Option(help="How many members may work together, as in the charter.")] = 1,
+    alpha_min: Annotated[
+        float,
+        typer.Option(help="The smallest weight of a contribution to a sum, relative to the largest; 1: all equal."),
+    ] = 1.0,
+    parameters: Annotated[
+        int | None, typer.Option(help="The model's parameters, to give bytes instead of |x|.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw the graph, and who isolates whom, to this PNG file.")] = None,
+) -> None:
+    """Say what a topology costs, how fast it mixes, and how many colluders isolate one peer's update on it.
+
+    |x| is the length of the model. "Isolated by 3": three peers at the right places, who follow the protocol and put
+    together what they read, compute a fourth one's update exactly; "5 to 9": at least 5, and 9 suffice. The cosine is
+    that of the best estimate that c colluders make, and the update: 1 is the update itself, 0 is nothing.
+    """
+    from p2pfl.simulation.topology_report import analyse, topologies
+
+    if name is None:
+        for known, what in topologies():
+            _say(f"{known:<16}{what}")
+        return
+    found = analyse(name, peers, seed=seed, group_size=group_size, colluders=colluders, alpha_min=alpha_min,
+                    parameters=parameters)  # fmt: skip
+    if plot is not None:
+        from p2pfl.simulation.plots import png
+
+        plot.write_bytes(png(found.figure()))
+    if as_json:
+        typer.echo(found.to_json())
+    else:
+        Console(highlight=False).print(found)
+
+
 @app.command(epilog="Next: p2pfl evaluate RUN.")
 def report(run: RunFolder) -> None:
     """Draw a run's tables and plots again."""
@@ -410,6 +524,11 @@ def replay(
     mix: Annotated[str, typer.Option(help="With --seed, what goes wrong: none, standard or hostile.")] = "standard",
     group: Annotated[int, typer.Option(help="With --seed, members wanted in a group of the eight.")] = 4,
     masks: Annotated[bool, typer.Option("--masks", help="With --seed, hide updates in the sums.")] = False,
+    matrix: Annotated[int, typer.Option(help="With --seed, the fault matrix's case of that many members instead.")] = 0,
+    kill: Annotated[
+        str, typer.Option(help="With --matrix, who dies: place/effects/1 if its last record is kept.")
+    ] = "",
+    lie: Annotated[str, typer.Option(help="With --matrix, how a member lies.")] = "",
     peer: Annotated[str | None, typer.Option(help="Only what this peer sees and does: m0, m1, ...")] = None,
     round_: Annotated[int | None, typer.Option("--round", help="Only what names this round.")] = None,
     all_: Annotated[bool, typer.Option("--all", help="Timers, computations and signs of life, too.")] = False,
@@ -420,11 +539,17 @@ def replay(
     A run follows from its seed alone, so --seed 7 tells the same each time. Exit code 1 if an invariant was violated.
     """
     from p2pfl.core.errors import RoundFailed
+    from p2pfl.simulation.matrix import plan_of, run_matrix
     from p2pfl.simulation.replay import load, run_mix, tell
 
     if (trace is None) == (seed is None):
         raise InvalidConfig("replay takes a file or --seed; see p2pfl replay --help")
-    lines, reason = load(trace) if trace is not None else run_mix(seed or 0, mix, group, masked=masks)
+    if trace is not None:
+        lines, reason = load(trace)
+    elif matrix:
+        lines, reason = run_matrix(plan_of(seed or 0, matrix, kill, lie))
+    else:
+        lines, reason = run_mix(seed or 0, mix, group, masked=masks)
     if save is not None:
         save.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         _say(f"{save}: {len(lines)} lines")
@@ -475,7 +600,11 @@ def _end(error: BaseException, line: str, code: int) -> NoReturn:
 
 
 def _command(arguments: Sequence[str]) -> str:
-    words = [word for word in arguments[:2] if word in {"charter", *_names(app), *_names(charter_app)}]
+    words = [
+        word
+        for word in arguments[:2]
+        if word in {"charter", "data", *_names(app), *_names(charter_app), *_names(data_app)}
+    ]
     return " ".join(["p2pfl", *words])
 
 

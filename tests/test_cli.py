@@ -1,6 +1,7 @@
 """The commands as a person types them: what they say, what they end with, and one line for whatever is wrong."""
 
 import base64
+import json
 import os
 import signal
 import socket
@@ -9,6 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import typer.main
 
@@ -25,11 +27,14 @@ COMMANDS = [
     [],
     ["init"],
     ["charter"],
-    *(["charter", name] for name in ("new", "join", "sign", "show", "check")),
+    *(["charter", name] for name in ("new", "model", "join", "sign", "show", "check")),
+    ["data"],
+    ["data", "check"],
     *(
         [name]
         for name in ("peer", "demo", "report", "evaluate", "predict", "export", "suites", "verify-wire", "replay")
     ),
+    ["topology"],
 ]
 
 
@@ -164,7 +169,14 @@ def test_without_a_command_the_help_is_all_there_is(p2pfl: Commands, command: li
         ("charter new x --rounds -1", "draft: training.rounds: input should be greater than or equal to 0, got -1"),
         ("charter new x --topology star", "draft: averaging.topology: input should be 'groups', "),
         ("charter new x --name a/b", "draft: name: 'a/b' is no name: "),
-        ("charter new x --task faces", "unknown task 'faces'; use one of breast-cancer, digits, or your own as "),
+        ("charter new x --task faces", "unknown task 'faces'; use one of breast-cancer, digits, tabular, or "),
+        (
+            "charter new x --task tabular",
+            "--task tabular needs both --data FILE and --target COLUMN; other tasks take ",
+        ),
+        ("charter new x --data a.csv", "--task tabular needs both --data FILE and --target COLUMN; other tasks take "),
+        ("charter new x --task tabular --data gone.csv --target y", "there is no file gone.csv; correct the path"),
+        ("data check gone.toml a.csv", "gone.toml: the charter cannot be read: No such file or directory"),
         ("charter new x --task gone.py:Task", "task 'gone.py:Task': there is no file "),
         ("charter show", "charter.toml: the charter cannot be read: No such file or directory"),
         ("charter check gone.toml", "gone.toml: the charter cannot be read: No such file or directory"),
@@ -187,6 +199,46 @@ def test_a_run_that_is_none_is_told_in_one_line(p2pfl: Commands, command: str, t
 
 
 # The way to a charter in force
+
+
+def write_credits(path: Path, **columns: list[object]) -> Path:
+    """Write a table of 40 rows."""
+    rows = {"age": [30, 45, 61, 22] * 10, "job": ["craft", "office"] * 20, "default": ["no", "no", "no", "yes"] * 10}
+    pd.DataFrame(rows | columns).to_csv(path, index=False)
+    return path
+
+
+def test_a_table_is_drafted_reviewed_checked_and_its_model_drawn_again(p2pfl: Commands, tmp_path: Path) -> None:
+    own = write_credits(tmp_path / "own.csv", client=list(range(7000, 7040)))
+    said = p2pfl.well("charter", "new", "f", "--task", "tabular", "--data", own, "--target", "default")
+    assert "- default: the target, 2 classes; AUC and KS rank class 1, 'yes'" in said
+    assert "rounded outwards" in said
+    charter = tmp_path / "f" / "charter.toml"
+    told = p2pfl.well("charter", "show", charter)
+    assert "target    default: 0 'no', 1 'yes'" in told
+    assert "column    age: 20.0 to 70.0" in told
+    assert "column    job: 'craft', 'office'" in told
+    assert "scaling   from round 0, in which all members' moments are averaged; hidden layers of 32" in told
+    assert p2pfl.well("data", "check", charter, own).endswith(f"{own}: fits: 40 rows\n")
+
+    other = write_credits(tmp_path / "other.csv", age=[300, *[30] * 39], job=["sailor"] * 40)
+    ended = p2pfl("data", "check", charter, other)
+    assert ended.code == 2
+    assert len([line for line in ended.out.splitlines() if line.startswith(f"- {other}: column ")]) == 2
+    assert ended.line() == f"{other}: does not fit: 2 things missing or wrong"
+
+    charter.write_text(charter.read_text().replace('"craft", "office"', '"craft", "office", "sailor"'))
+    ended = p2pfl("charter", "check", charter)
+    assert f"If its columns were edited, p2pfl charter model {charter} draws it again" in ended.out
+    said = p2pfl.well("charter", "model", charter)
+    assert "parameters" in said
+    assert "initial.safetensors" not in p2pfl("charter", "check", charter).out
+
+
+def test_a_draft_without_a_table_has_nothing_to_check_a_file_against(p2pfl: Commands, tmp_path: Path) -> None:
+    p2pfl.well("charter", "new", "f")
+    line = p2pfl.fault("data", "check", "f/charter.toml", write_credits(tmp_path / "a.csv"))
+    assert line.startswith("f/charter.toml: has no task.table to check a file against")
 
 
 def test_the_way_from_init_to_a_charter_in_force(p2pfl: Commands, tmp_path: Path) -> None:
@@ -501,3 +553,19 @@ def test_ctrl_c_while_a_peer_waits_ends_it_in_one_line_at_most(tmp_path: Path) -
 
 def test_the_defaults_that_help_shows_are_the_settings_own() -> None:
     assert PeerConfig(name="x").listen == ("/ip4/0.0.0.0/tcp/4001",)
+
+
+# Topologies
+
+
+def test_without_a_name_the_topologies_are_listed(p2pfl: Commands) -> None:
+    listed = p2pfl.well("topology").splitlines()
+    assert [line.split()[0] for line in listed][:3] == ["groups", "exponential", "ring"]
+
+
+def test_a_topology_is_told_drawn_and_given_as_json(p2pfl: Commands, tmp_path: Path) -> None:
+    picture = tmp_path / "ring.png"
+    assert "spectral gap" in p2pfl.well("topology", "ring", "--peers", "6", "--plot", picture)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert json.loads(p2pfl.well("topology", "ring", "--peers", "6", "--json"))["diameter"] == 3
+    assert "is neither a file nor one of groups" in p2pfl("topology", "moebius").line()

@@ -11,16 +11,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 
 from p2pfl.core.errors import InvalidConfig, Malformed
 from p2pfl.core.trace import PeerFinished, RoundEnded
 from p2pfl.gossip.mixing import consensus_distance
+from p2pfl.learning.evaluation import Evaluation
 from p2pfl.learning.task import load_task, make_model
 from p2pfl.learning.vector import flatten, load_model
 from p2pfl.node.launcher import LocalFederation
 from p2pfl.node.tracefile import TRACE_FILE, read_trace
 from p2pfl.simulation import demo as demo_module
 from p2pfl.simulation.demo import DemoSettings, prepare_demo, run_demo
+from p2pfl.simulation.outcome import evaluate_run
 from p2pfl.simulation.results import read_history
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -128,6 +131,31 @@ def test_every_peer_is_better_together_than_alone_and_equal_seeds_give_equal_mod
         for name in ("accuracy.png", "consensus.png", "overlay.png", "report.txt", "settings.toml"):
             assert (run / name).stat().st_size > 0
     np.testing.assert_array_equal(models_of(runs[0], peers), models_of(runs[1], peers))
+
+
+def test_tables_of_four_banks_agree_on_the_scaling_and_are_better_together(
+    tmp_path: Path, start: Callable[..., Demo]
+) -> None:
+    """Each peer reads a CSV of its own; on sockets, under masks."""
+    run = tmp_path / "run"
+    demo = start(run, "--task", "tabular", "--peers", "4", "--rounds", "40", "--seed", "1")
+    assert demo.end() == 0
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["metric"], summary["masked"], summary["missing"]) == ("auc", True, "")
+    alone = [peer["alone"] for peer in summary["peers"]]
+    together = [peer["together"] for peer in summary["peers"]]
+    assert min(together) > max(0.6, float(np.mean(alone)))
+    assert abs(together[0] - summary["central"]) < 0.04
+    assert len(summary["further"]["ks"]["together"]) == 4
+    assert "ks " in (run / "report.txt").read_text()
+    models = [load_file(run / "peers" / f"peer-{number}" / "model.safetensors") for number in range(4)]
+    assert all((models[0]["scaling.mean"] == model["scaling.mean"]).all() for model in models)
+    measured = evaluate_run(run, None)
+    assert isinstance(measured.evaluation, Evaluation)
+    assert measured.classes == ("no", "yes")
+    assert measured.evaluation.auc == pytest.approx(together[0], abs=1e-6)
+    first = rounds_of(run, "peer-0")[0]
+    assert (first.steps, len(first.enrolled)) == (0, 4)
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the peers' processes through /proc")

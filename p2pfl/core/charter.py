@@ -9,7 +9,7 @@ import re
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from p2pfl.core.canonical import canonical
 from p2pfl.core.ids import PeerId
@@ -19,6 +19,20 @@ Topology = Literal["groups", "exponential", "ring", "complete", "random-regular"
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Sm2Key = Annotated[str, Field(pattern=r"^04[0-9a-f]{128}$")]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+
+MOST_COLUMNS, MOST_VALUES, LONGEST_TEXT = 10_000, 10_000, 200
+"""Columns of a table, values of a category and characters of either's name: guesses far above what tables have."""
+
+
+def _check_text(text: str) -> str:
+    if not text.isprintable() or text != text.strip():
+        raise ValueError(f"{text!r} has spaces around it or cannot be printed; files are read without such")
+    return text
+
+
+_Text = Annotated[str, Field(min_length=1, max_length=LONGEST_TEXT), AfterValidator(_check_text)]
+_Finite = Annotated[float, Field(ge=-1e30, le=1e30, allow_inf_nan=False)]
 
 
 def check_name(name: str) -> str:
@@ -55,11 +69,130 @@ class Member(Settings):
     _check_name = field_validator("name")(check_name)
 
 
+class ColumnTerms(Settings):
+    """What a column of every member's table holds, and what of it is refused.
+
+    Attributes:
+        kind: `number`, or `category`: one of some values, as text.
+        low: the least plausible number, which the model sees as -1. Values outside of low to high are refused.
+        high: the largest plausible number, which the model sees as 1.
+        mean: a number's mean, where the charter gives the scaling.
+        deviation: its standard deviation, where the charter gives the scaling.
+        values: a category's values.
+        other: whether all further values count as one more category; else they are refused.
+        missing: whether empty cells are refused; or count as 0 after scaling, with an input that says so.
+    """
+
+    kind: Literal["number", "category"]
+    low: _Finite | None = None
+    high: _Finite | None = None
+    mean: _Finite | None = None
+    deviation: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    values: Annotated[tuple[_Text, ...], Field(min_length=1, max_length=MOST_VALUES, strict=False)] | None = None
+    other: bool | None = None
+    missing: Literal["refuse", "zero"] = "refuse"
+
+    @model_validator(mode="after")
+    def _is_of_its_kind(self) -> "ColumnTerms":
+        is_number = self.kind == "number"
+        foreign = ("values", "other") if is_number else ("low", "high", "mean", "deviation")
+        for name in foreign:
+            if getattr(self, name) is not None:
+                raise ValueError(f"a {self.kind} has no {name}; remove it")
+        if is_number:
+            _check_range(self.low, self.high)
+        else:
+            _check_values(self.values, "values")
+        if (self.mean is None) != (self.deviation is None):
+            raise ValueError("mean and deviation come together; give both or none")
+        return self
+
+
+class TargetTerms(Settings):
+    """What is learned from a table: a column of classes, or of numbers.
+
+    Attributes:
+        column: its name.
+        classes: the values that stand for classes 0, 1, ..., as text; with two of them, class 1 is the one that AUC
+            and KS rank above the other.
+        low: the least plausible number, where the target is no class.
+        high: the largest plausible number.
+    """
+
+    column: _Text
+    classes: Annotated[tuple[_Text, ...], Field(min_length=2, max_length=MOST_VALUES, strict=False)] | None = None
+    low: _Finite | None = None
+    high: _Finite | None = None
+
+    @model_validator(mode="after")
+    def _is_of_one_kind(self) -> "TargetTerms":
+        if self.classes is None:
+            _check_range(self.low, self.high)
+        elif self.low is not None or self.high is not None:
+            raise ValueError("a target has classes, or low and high; remove one or the other")
+        else:
+            _check_values(self.classes, "classes")
+        return self
+
+
+class TableTerms(Settings):
+    """The table that every member trains on: what its columns mean, so that all models have the same inputs.
+
+    Attributes:
+        target: what is learned.
+        columns: the inputs, by column; a member's further columns are not read. Their order means nothing.
+        scaling: where numbers' means and deviations come from: `session`, all members' data, agreed on in round 0; or
+            `charter`.
+        hidden: the widths of the model's hidden layers; none for a linear model. The default is a guess.
+    """
+
+    target: TargetTerms
+    columns: Annotated[dict[_Text, ColumnTerms], Field(min_length=1, max_length=MOST_COLUMNS)]
+    scaling: Literal["session", "charter"] = "session"
+    hidden: Annotated[tuple[Annotated[int, Field(ge=1, le=4096)], ...], Field(max_length=8, strict=False)] = (32,)
+
+    @model_validator(mode="after")
+    def _columns_fit(self) -> "TableTerms":
+        if self.target.column in self.columns:
+            raise ValueError(f"{self.target.column!r} is the target and a column; remove it from the columns")
+        for name, column in self.columns.items():
+            if column.kind != "number":
+                continue
+            if self.scaling == "charter" and column.mean is None:
+                raise ValueError(f"column {name!r}: scaling is charter; give mean and deviation")
+            if self.scaling == "session" and column.mean is not None:
+                raise ValueError(f"column {name!r}: scaling is session; remove mean and deviation")
+        return self
+
+
+def _check_range(low: float | None, high: float | None) -> None:
+    if low is None or high is None or not low < high:
+        raise ValueError("a number needs low and high, low below high: the range of what is plausible for all members")
+
+
+def _check_values(values: tuple[str, ...] | None, what: str) -> None:
+    if values is None:
+        raise ValueError(f"a category needs {what}: all that any member may have")
+    twice = sorted({value for value in values if values.count(value) > 1}) if len(set(values)) < len(values) else []
+    if twice:
+        raise ValueError(f"{what} has {twice[0]!r} twice; remove one")
+
+
 class TaskTerms(Settings):
-    """What is trained: a built-in task's name, or `file.py:ClassName` beside the charter, and that file's SHA-256."""
+    """What is trained: a built-in task's name, or `file.py:ClassName` beside the charter, and that file's SHA-256.
+
+    Attributes:
+        table: for tasks that take one, what every member's table holds.
+    """
 
     source: str
     sha256: Sha256
+    table: TableTerms | None = None
+
+    @property
+    def whole_rounds(self) -> int:
+        """In how many first rounds all members average in one group: in one where they agree on the scaling."""
+        return int(self.table is not None and self.table.scaling == "session")
 
     @field_validator("source")
     @classmethod
@@ -206,6 +339,15 @@ class Charter(Settings):
         strangers = sorted(set(self.signatures) - {m.name for m in self.members})
         if strangers:
             raise ValueError(f"signed by {strangers[0]}, who is not a member; remove that signature or add the member")
+        return self
+
+    @model_validator(mode="after")
+    def _scaling_is_agreed_on(self) -> "Charter":
+        if self.task.whole_rounds and self.averaging.topology != "groups":
+            raise ValueError(
+                f"task.table.scaling is session and the topology is {self.averaging.topology}, where no round has all "
+                "members in one sum; set topology to groups, or scaling to charter and give means and deviations"
+            )
         return self
 
     def terms(self) -> dict[str, Any]:

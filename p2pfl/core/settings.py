@@ -84,7 +84,7 @@ def _lower_first(text: str) -> str:
 def _keys(kind: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:
     current: type[BaseModel] = kind
     for part in path:
-        if isinstance(part, int):
+        if part not in current.model_fields:  # a place in a list, or a key of a dict
             continue
         annotation = current.model_fields[part].annotation
         inner = [annotation, *getattr(annotation, "__args__", ())]

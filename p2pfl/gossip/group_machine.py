@@ -102,6 +102,7 @@ class GroupPlan:
         rounds: with local training.
         settle_rounds: at most so many tries after that to bring all members to one average.
         window: seconds that a round's training may take; infinite for no limit.
+        whole_rounds: in how many first rounds all members are in one group, as after training.
     """
 
     me: int
@@ -117,6 +118,7 @@ class GroupPlan:
     settle_rounds: int
     window: float
     deadlines: Deadlines
+    whole_rounds: int = 0
 
     @classmethod
     def for_peer(cls, charter: Charter, me: PeerId) -> "GroupPlan":
@@ -140,13 +142,14 @@ class GroupPlan:
             settle_rounds=charter.averaging.settle_rounds,
             window=charter.training.window or float("inf"),
             deadlines=charter.deadlines,
+            whole_rounds=charter.task.whole_rounds,
         )
 
     def groups(self, round: Round) -> tuple[tuple[int, ...], ...]:
-        """Return the groups of a round: after training, all members in one, if a group can be so large."""
+        """Return the groups of a round: before and after training, all members in one, if a group can be so large."""
         # A group has up to twice as many members, less one, as are wanted.
         most = MAX_GROUP if len(self.roster) <= MAX_GROUP else MAX_GROUP // 2
-        size = self.group_size if round < self.rounds else most
+        size = self.group_size if self.whole_rounds <= round < self.rounds else most
         return groups(self.beacon, round, range(len(self.roster)), size)
 
     def terms(self, round: Round) -> Terms:

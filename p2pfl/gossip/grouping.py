@@ -10,6 +10,7 @@ from itertools import accumulate
 from p2pfl.core.canonical import canonical
 from p2pfl.core.charter import AveragingTerms
 from p2pfl.core.ids import Round
+from p2pfl.core.statements import MAX_GROUP
 
 LEAST_MASKED = 3
 """Of two members' sum each learns the other's update."""
@@ -54,6 +55,16 @@ def averaging_faults(members: int, averaging: AveragingTerms) -> list[str]:
         return [
             f"averaging.colluders is {averaging.colluders}, and groups of {min(sizes)} to {max(sizes)} bear {borne}; "
             "lower it, or make the groups larger"
+        ]
+    return []
+
+
+def scaling_faults(members: int, whole_rounds: int) -> list[str]:
+    """Return why so many members cannot agree on the scaling in the first rounds, a line each."""
+    if whole_rounds and members > MAX_GROUP:
+        return [
+            f"{members} members with task.table.scaling = session: at most {MAX_GROUP} can be in one sum; set scaling "
+            "to charter, with each number's mean and deviation"
         ]
     return []
 

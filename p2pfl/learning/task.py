@@ -18,6 +18,7 @@ from types import CodeType, ModuleType
 import torch
 from torch import Tensor, nn
 
+from p2pfl.core.charter import TableTerms
 from p2pfl.core.errors import InvalidConfig, P2pflError
 from p2pfl.learning.tables import read_table
 from p2pfl.learning.tasks import BUILT_IN, FOLDER
@@ -66,6 +67,15 @@ class Task(ABC):
     classes: tuple[str, ...] = ()
     """The names of classes 0, 1, ...; optional, for people to read."""
 
+    def with_table(self, table: TableTerms) -> "Task":
+        """Return the task for the table that the charter describes; none takes one unless this is overridden.
+
+        Raises:
+            InvalidConfig: the task takes no table.
+        """
+        del table
+        raise InvalidConfig(f"{type(self).__name__} takes no table; remove task.table from the charter")
+
     @abstractmethod
     def model(self) -> nn.Module:
         """Make a new, untrained model: [n, ...] inputs to [n, classes] float32 outputs (logits), on the CPU."""
@@ -77,6 +87,16 @@ class Task(ABC):
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Give what training lowers, a scalar: the mean cross entropy of [n, classes] logits, unless overridden."""
         return nn.functional.cross_entropy(outputs, targets)
+
+    def measure(self, model: nn.Module, train: Examples) -> bool:
+        """Put into the model's buffers what all must agree on before the first step; say whether anything was put.
+
+        Asked before the local steps of each round, without gradients. A round in which something was put makes no
+        step: the buffers travel in the round's sum, and from the next round on the model has the federation's. Nothing
+        is agreed on unless overridden.
+        """
+        del model, train
+        return False
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         """Measure held-out outputs, by name: the fraction classified correctly, unless overridden."""
@@ -104,13 +124,14 @@ class LoadedTask:
     sha256: str
 
 
-def load_task(source: str, base: Path, sha256: str | None = None) -> LoadedTask:
+def load_task(source: str, base: Path, sha256: str | None = None, table: TableTerms | None = None) -> LoadedTask:
     """Load a task by its built-in name, or as `file.py:ClassName` with the file relative to `base`.
 
-    With `sha256` (hexadecimal, any case), a file that differs is not executed.
+    With `sha256` (hexadecimal, any case), a file that differs is not executed. With `table`, the task is for that.
 
     Raises:
-        InvalidConfig: if there is no such task, its file has another hash or fails, or its class is not a `Task`.
+        InvalidConfig: if there is no such task, its file has another hash or fails, its class is not a `Task`, or the
+            task takes no table.
     """
     path, class_name = _locate(source, base)
     code = _read(path, source)
@@ -122,7 +143,11 @@ def load_task(source: str, base: Path, sha256: str | None = None) -> LoadedTask:
                "ask whoever wrote the charter for the file, or sign a new charter")
         )  # fmt: skip
     module = _execute(path, code, found)
-    return LoadedTask(_instantiate(module, path, class_name), path, found)
+    task = _instantiate(module, path, class_name)
+    if table is not None:
+        with blame(task, "with_table"):
+            task = task.with_table(table)
+    return LoadedTask(task, path, found)
 
 
 def read_data(task: Task, settings: Mapping[str, object]) -> Data:

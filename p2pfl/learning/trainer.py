@@ -114,6 +114,9 @@ class Trainer:
         McMahan et al. 2018, arXiv 1710.06963). The optimiser's state lives on in the next round, also where the vector
         was replaced by an average.
 
+        Where the task measures what all must agree on first, no step is made and nothing is clipped: the loss is then
+        that of the model as it is, on all of this peer's examples.
+
         Raises:
             RoundFailed: if the task fails, or the loss or the vector is not finite; the optimiser then starts anew.
             InvalidConfig: if the vector is not one of this model's, or `seconds` is not a number.
@@ -123,6 +126,10 @@ class Trainer:
         until = self._clock() + seconds
         assign(self._model, vector)
         try:
+            with blame(self._task, "measure", RoundFailed, f"round {round}: "), torch.no_grad():
+                measured = self._task.measure(self._model, self._data.train)
+            if measured:
+                return self._without_steps(round, vector)
             with seeded(_mixed(self._seed, round)):
                 loss, steps = self._steps(round, until)
             trained = flatten(self._model)
@@ -202,6 +209,19 @@ class Trainer:
             for tensor, restored in held:
                 tensor.copy_(restored)
         return notes
+
+    def _without_steps(self, number: int, vector: Vector) -> Trained:
+        """Return the model with what the task measured in its buffers."""
+        train, context = self._data.train, f"round {number}: "
+        with blame(self._task, "model", RoundFailed, context):
+            outputs = forward(self._model, train.inputs)
+        with blame(self._task, "loss", RoundFailed, context), torch.inference_mode():
+            loss = float(self._task.loss(outputs, train.targets))
+        measured = flatten(self._model)
+        norm = _distance(measured, vector)
+        _verify_finite(number, "loss", loss)
+        _verify_finite(number, "model", norm)
+        return Trained(measured, loss, norm, clipped=False, steps=0)
 
     def _kind(self) -> list[Any]:
         """Return the optimiser's class, and the shapes of what it moves: state fits no other."""

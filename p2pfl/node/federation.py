@@ -15,13 +15,13 @@ import tomlkit
 from multiaddr import Multiaddr
 from multiaddr.exceptions import Error as MultiaddrError
 
-from p2pfl.core.charter import Charter, Member, ModelTerms, TaskTerms
+from p2pfl.core.charter import Charter, Member, ModelTerms, TableTerms, TaskTerms
 from p2pfl.core.config import PeerConfig
 from p2pfl.core.errors import InvalidConfig
 from p2pfl.core.settings import parse_toml, validate
 from p2pfl.crypto.identity import Identity, Signer, charter_faults, public_key
 from p2pfl.crypto.suite import SUITES
-from p2pfl.gossip.grouping import averaging_faults
+from p2pfl.gossip.grouping import averaging_faults, scaling_faults
 from p2pfl.learning.task import LoadedTask, load_task, make_model
 from p2pfl.learning.vector import assign, initial, layout, load_model, save_model
 from p2pfl.node.store import (
@@ -72,6 +72,14 @@ class Home:
         """The file of the SM2 key, beside the identity's: `identity-sm2.pem` beside `identity.pem`."""
         path = self.identity_path
         return path.with_name(f"{path.stem}-sm2{path.suffix}")
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The `[data]` table as the task gets it: files under `path` and `test_path` are relative to this folder."""
+        data = self.config.data
+        named = {key: data[key] for key in ("path", "test_path") if isinstance(data.get(key), str)}
+        files = {key: str(self.path.absolute() / name) for key, name in named.items() if "://" not in name}
+        return {**data, **files}
 
     def identity(self) -> Identity:
         """Read the key.
@@ -263,7 +271,14 @@ def render_charter(charter: Charter) -> str:
     return text
 
 
-def draft_charter(folder: Path, name: str, task_source: str, terms: Mapping[str, Any], seed: int = 0) -> Charter:
+def draft_charter(
+    folder: Path,
+    name: str,
+    task_source: str,
+    terms: Mapping[str, Any],
+    seed: int = 0,
+    table: TableTerms | None = None,
+) -> Charter:
     """Draw up a charter without members in `folder`: load the task, make the initial model, note both hashes.
 
     Args:
@@ -272,25 +287,47 @@ def draft_charter(folder: Path, name: str, task_source: str, terms: Mapping[str,
         task_source: a built-in task or `file.py:ClassName`.
         terms: tables to add, such as `training`.
         seed: draws the initial model.
+        table: what every member's table holds, for a task that takes one.
 
     Raises:
         InvalidConfig: the task or a term cannot be used.
     """
-    loaded = load_task(task_source, folder)
-    model = make_model(loaded.task)
-    assign(model, initial(loaded.task, seed))
+    loaded = load_task(task_source, folder, table=table)
     values = {
         "name": name,
-        "task": TaskTerms(source=task_source, sha256=loaded.sha256).model_dump(),
-        "model": ModelTerms(file=INITIAL_FILE, sha256="0" * 64, parameters=layout(model).size).model_dump(),
+        "task": TaskTerms(source=task_source, sha256=loaded.sha256, table=table).model_dump(),
+        "model": ModelTerms(file=INITIAL_FILE, sha256="0" * 64, parameters=1).model_dump(),
         **terms,
     }
     # Terms that cannot be used leave nothing behind.
-    draft = validate(Charter, values, "draft")
+    return _with_model(folder, validate(Charter, values, "draft"), loaded, seed)
+
+
+def redraw_model(path: Path, charter: Charter, seed: int = 0) -> Charter:
+    """Return the draft with an initial model that fits its task as it is now; no signature survives a change.
+
+    Args:
+        path: the charter's file.
+        charter: what it says.
+        seed: draws the initial model.
+
+    Raises:
+        InvalidConfig: the task cannot be used.
+    """
+    loaded = load_task(charter.task.source, path.parent, charter.task.sha256, charter.task.table)
+    drawn = _with_model(path.parent, charter, loaded, seed)
+    return charter if drawn.hash() == charter.hash() else drawn.model_copy(update={"signatures": {}})
+
+
+def _with_model(folder: Path, draft: Charter, loaded: LoadedTask, seed: int) -> Charter:
+    """Write an initial model into `folder`; return the draft with its size and hash."""
+    model = make_model(loaded.task)
+    assign(model, initial(loaded.task, seed))
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / INITIAL_FILE
-    save_model(path, model, {"task": task_source})
-    written = draft.model.model_copy(update={"sha256": sha256_of(path, "the initial model")})
+    path = folder / draft.model.file
+    save_model(path, model, {"task": draft.task.source})
+    sha256 = sha256_of(path, "the initial model")
+    written = draft.model.model_copy(update={"sha256": sha256, "parameters": layout(model).size})
     return draft.model_copy(update={"model": written})
 
 
@@ -322,9 +359,9 @@ class Federation:
 
 def terms_faults(path: Path, charter: Charter) -> list[str]:
     """Return what is wrong with the files a charter speaks of, a line each."""
-    faults, task = averaging_faults(len(charter.members), charter.averaging), None
+    faults, task = _averaging_faults(charter), None
     try:
-        task = load_task(charter.task.source, path.parent, charter.task.sha256)
+        task = load_task(charter.task.source, path.parent, charter.task.sha256, charter.task.table)
     except InvalidConfig as error:
         faults.append(str(error))
     try:
@@ -334,6 +371,11 @@ def terms_faults(path: Path, charter: Charter) -> list[str]:
     except InvalidConfig as error:
         faults.append(str(error))
     return faults
+
+
+def _averaging_faults(charter: Charter) -> list[str]:
+    members = len(charter.members)
+    return [*averaging_faults(members, charter.averaging), *scaling_faults(members, charter.task.whole_rounds)]
 
 
 def _check_model_file(path: Path, charter: Charter) -> Path:
@@ -349,12 +391,15 @@ def _check_model_file(path: Path, charter: Charter) -> Path:
 
 def _check_model_fits(path: Path, charter: Charter, task: LoadedTask, model_path: Path) -> None:
     model = make_model(task.task)
-    load_model(model_path, model)
+    try:
+        load_model(model_path, model)
+    except InvalidConfig as error:
+        raise InvalidConfig(f"{error} If its columns were edited, p2pfl charter model {path} draws it again") from error
     size = layout(model).size
     if size != charter.model.parameters:
         raise InvalidConfig(
             f"{path}: model.parameters is {charter.model.parameters}, but the task's model has {size}; "
-            "draft the charter again"
+            f"draw it again: p2pfl charter model {path}"
         )
 
 
@@ -365,11 +410,11 @@ def open_federation(path: Path) -> Federation:
         InvalidConfig: a member has not signed, a hash differs, or the model does not fit the task.
     """
     charter = load_charter(path)
-    faults = [*charter_faults(charter), *averaging_faults(len(charter.members), charter.averaging)]
+    faults = [*charter_faults(charter), *_averaging_faults(charter)]
     if faults:
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise InvalidConfig(f"{path}: not in force: {faults[0]}{more}; `p2pfl charter check` lists what is missing")
-    task = load_task(charter.task.source, path.parent, charter.task.sha256)
+    task = load_task(charter.task.source, path.parent, charter.task.sha256, charter.task.table)
     model_path = _check_model_file(path, charter)
     _check_model_fits(path, charter, task, model_path)
     return Federation(charter, task, model_path)

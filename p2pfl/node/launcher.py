@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from p2pfl.core.charter import Charter
+from p2pfl.core.charter import Charter, TableTerms
 from p2pfl.core.config import PeerConfig
 from p2pfl.core.errors import P2pflError
 from p2pfl.core.trace import Entry
@@ -62,6 +62,7 @@ def create_federation(
     seed: int,
     *,
     addresses: Sequence[tuple[str, str]] | None = None,
+    table: TableTerms | None = None,
 ) -> LocalFederation:
     """Make folders, draw up a charter and have all members join and sign it, as organisations would one by one.
 
@@ -72,14 +73,15 @@ def create_federation(
         data: each peer's `[data]` table.
         seed: draws the initial model, and with a peer's number the order of its examples.
         addresses: where each peer listens, and where it says that others reach it; by default one on a free port.
+        table: what every peer's table holds, for a task that takes one.
 
     Raises:
         InvalidConfig: the task or a setting cannot be used.
     """
-    charter = draft_charter(path, "demo", task, terms, seed)
+    charter = draft_charter(path, "demo", task, terms, seed, table)
     history_every = _history_every(charter)
     homes = []
-    for number, (table, (listen, announce)) in enumerate(zip(data, addresses or _free(len(data)), strict=True)):
+    for number, (settings, (listen, announce)) in enumerate(zip(data, addresses or _free(len(data)), strict=True)):
         config = PeerConfig(
             name=f"peer-{number}",
             charter=f"../../{CHARTER_FILE}",
@@ -88,7 +90,7 @@ def create_federation(
             announce=(announce,),
             seed=seed * len(data) + number,
             history_every=history_every,
-            data=dict(table),
+            data=dict(settings),
         )
         homes.append(create_home(path / PEERS_FOLDER / config.name, config)[0])
     for home in homes:

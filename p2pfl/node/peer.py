@@ -132,7 +132,7 @@ class Peer:
         identity = signer.identity
         member = own_membership(home, charter, identity)
         task = federation.task.task
-        data = read_data(task, home.config.data)
+        data = read_data(task, home.data)
         terms = charter.training
         trainer = Trainer(
             task,

@@ -61,7 +61,7 @@ class Baselines:
 def read_shares(run: Run) -> dict[str, Data] | None:
     """Have the task read each peer's data; None where it is elsewhere: a copied run can still be drawn."""
     try:
-        return {peer.name: read_data(run.federation.task.task, peer.home.config.data) for peer in run.peers}
+        return {peer.name: read_data(run.federation.task.task, peer.home.data) for peer in run.peers}
     except InvalidConfig:
         return None
 

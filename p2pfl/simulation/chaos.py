@@ -96,9 +96,10 @@ def most_at_once(charter: Charter) -> int:
     group must still be enough for a session of its own when the next round begins.
     """
     plan = GroupPlan.for_peer(charter, charter.roster()[0])
-    smallest = min(map(len, plan.groups(Round(0))))
+    drawn = Round(plan.whole_rounds)
+    smallest = min(map(len, plan.groups(drawn)))
     spared = smallest - threshold(smallest)
-    bears = plan.terms(Round(0)).bears
+    bears = plan.terms(drawn).bears
     return max((lost for lost in range(1, spared + 1) if bears(smallest - lost)), default=0)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from p2pfl.core.charter import Charter
+from p2pfl.core.charter import Charter, TableTerms
 from p2pfl.crypto.identity import charter_faults
 from p2pfl.crypto.suite import SUITES
 from p2pfl.gossip.grouping import bearable_colluders, threshold
@@ -17,6 +17,8 @@ def describe_charter(charter: Charter) -> Iterator[str]:
     training, averaging, deadlines = charter.training, charter.averaging, charter.deadlines
     yield f"{charter.name}, version {charter.version}, {charter.hash().hex()}"
     yield f"task      {charter.task.source} ({charter.task.sha256[:16]}…)"
+    if charter.task.table is not None:
+        yield from _describe_table(charter.task.table)
     yield f"model     {charter.model.parameters} parameters from {charter.model.file} ({charter.model.sha256[:16]}…)"
     clip = f", updates clipped to norm {training.clip_norm:g}" if training.clip_norm else ", updates not clipped"
     yield (
@@ -48,6 +50,24 @@ def describe_charter(charter: Charter) -> Iterator[str]:
             yield f"          {member.name}  SM2 {member.sm2_public_key}"
     faults = charter_faults(charter)
     yield "state     in force" if not faults else f"state     not in force: {'; '.join(faults)}"
+
+
+def _describe_table(table: TableTerms) -> Iterator[str]:
+    target = table.target
+    what = f"a number from {target.low} to {target.high}"
+    if target.classes is not None:
+        what = ", ".join(f"{place} {value!r}" for place, value in enumerate(target.classes))
+    yield f"target    {target.column}: {what}"
+    for name in sorted(table.columns):
+        column = table.columns[name]
+        if column.kind == "number":
+            holds = f"{column.low} to {column.high}"
+        else:
+            holds = ", ".join(map(repr, column.values or ())) + (", or other" if column.other else "")
+        yield f"column    {name}: {holds}{'; may be missing' if column.missing == 'zero' else ''}"
+    agreed = "the charter" if table.scaling == "charter" else "round 0, in which all members' moments are averaged"
+    layers = ", ".join(map(str, table.hidden))
+    yield f"scaling   from {agreed}; {f'hidden layers of {layers}' if layers else 'a linear model'}"
 
 
 def _facts(charter: Charter) -> str:

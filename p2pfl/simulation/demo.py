@@ -14,11 +14,12 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import tomlkit
 
 from p2pfl import __version__
+from p2pfl.core.charter import TableTerms
 from p2pfl.core.errors import InvalidConfig, RoundFailed
 from p2pfl.core.trace import Entry
 from p2pfl.gossip.grouping import LEAST_MASKED
@@ -34,7 +35,10 @@ from p2pfl.node.launcher import (
 )
 from p2pfl.node.store import write_atomic
 from p2pfl.simulation.chaos import Chaos, LocalHands, draw_faults, gated_addresses, gates_of, most_at_once, verify_chaos
+from p2pfl.simulation.credit import TABLE, write_credits
 
+DATA_FOLDER = "data"
+"""In the run's folder: the tables of the task `tabular`, made up."""
 POLL_SECONDS = 0.2
 """How often the traces are read for the view; nothing waits for it."""
 DEADLINES = {"start": 60.0, "round": 5.0}
@@ -151,14 +155,24 @@ def _prepare(path: Path, settings: DemoSettings) -> LocalFederation:
         "security": {"suite": settings.suite},
         "deadlines": CHAOS_DEADLINES if settings.chaos else DEADLINES,
     }
-    shared = {"partition": "dirichlet", "alpha": settings.alpha, "peers": settings.peers, "seed": settings.seed}
-    data = [{**shared, "index": index} for index in range(settings.peers)]
+    table, data = _table_and_data(path, settings)
     addresses = gated_addresses(settings.peers) if settings.chaos else None
-    federation = create_federation(path, source, terms, data, settings.seed, addresses=addresses)
+    federation = create_federation(path, source, terms, data, settings.seed, addresses=addresses, table=table)
     if settings.chaos:
         verify_chaos(load_charter(path / CHARTER_FILE))
     write_atomic(path / "settings.toml", tomlkit.dumps({"p2pfl": __version__, **asdict(settings)}).encode())
     return federation
+
+
+def _table_and_data(path: Path, settings: DemoSettings) -> tuple[TableTerms | None, list[dict[str, Any]]]:
+    """Return what the peers' tables hold, for a task that takes some, and each peer's `[data]`."""
+    if settings.task != "tabular":
+        shared = {"partition": "dirichlet", "alpha": settings.alpha, "peers": settings.peers, "seed": settings.seed}
+        return None, [{**shared, "index": index} for index in range(settings.peers)]
+    files = write_credits(path / DATA_FOLDER, settings.peers, settings.alpha, settings.seed)
+    above = Path("../..")  # from a peer's folder
+    test = str(above / files.test.relative_to(path))
+    return TABLE, [{"path": str(above / file.relative_to(path)), "test_path": test} for file in files.banks]
 
 
 def _bring_task(path: Path, source: str) -> str:

@@ -1,6 +1,7 @@
 """What a run's model is good for: taken home, measured on data that nobody trained on, asked for predictions."""
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from rich.text import Text
 from torch import nn
 
 from p2pfl.core.errors import InvalidConfig
-from p2pfl.learning.evaluation import Evaluation, evaluate, predict
+from p2pfl.learning.evaluation import Evaluation, evaluate, forward, predict
 from p2pfl.learning.task import Task, blame, make_model, read_data
 from p2pfl.learning.vector import Vector, assign, save_model
 from p2pfl.simulation.results import PeerRun, Run, open_run
@@ -24,12 +25,15 @@ class Measured:
 
     Attributes:
         member: whose model.
-        classes: the classes' names, or their numbers.
+        classes: the classes' names, or their numbers; none where targets are no classes.
+        evaluation: of a classifier; of others, the task's metrics.
+        examples: how many it was measured on.
     """
 
     member: str
     classes: tuple[str, ...]
-    evaluation: Evaluation
+    evaluation: Evaluation | Mapping[str, float]
+    examples: int
 
 
 def choose_peer(run: Run, member: str | None) -> tuple[PeerRun, Vector]:
@@ -65,8 +69,14 @@ def evaluate_run(path: Path, member: str | None) -> Measured:
         InvalidConfig: there is no such run or model, or the data cannot be read.
     """
     _, peer, task, model = _load(path, member)
-    measured = evaluate(task, model, read_data(task, peer.home.config.data).test)
-    return Measured(peer.name, _class_names(task, len(measured.confusion)), measured)
+    examples = read_data(task, peer.home.data).test
+    if examples.targets.is_floating_point():
+        with blame(task, "model"):
+            outputs = forward(model, examples.inputs)
+        with blame(task, "metrics"):
+            return Measured(peer.name, (), task.metrics(outputs, examples.targets), len(examples))
+    measured = evaluate(task, model, examples)
+    return Measured(peer.name, _class_names(task, len(measured.confusion)), measured, measured.n)
 
 
 def _class_names(task: Task, count: int) -> tuple[str, ...]:
@@ -76,6 +86,9 @@ def _class_names(task: Task, count: int) -> tuple[str, ...]:
 def render_evaluation(measured: Measured) -> Group:
     """Return the figures and the confusion matrix for a terminal."""
     values = measured.evaluation
+    title = f"{measured.member}'s model on {measured.examples} examples that nobody trained on:"
+    if not isinstance(values, Evaluation):
+        return Group(Text(title), Text("  ".join(f"{name} {value:.4g}" for name, value in values.items())))
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("")
     for name in measured.classes:
@@ -83,7 +96,7 @@ def render_evaluation(measured: Measured) -> Group:
     for name, row in zip(measured.classes, values.confusion, strict=True):
         table.add_row(name, *(str(count) if count else "·" for count in row))
     head = (
-        f"{measured.member}'s model on {values.n} examples that nobody trained on:",
+        title,
         f"accuracy {values.accuracy:.4f}  AUC {values.auc:.4f}  KS {values.ks:.4f}",
         "",
         "confusion matrix, true class in rows, predicted in columns:",
@@ -95,7 +108,7 @@ def predict_run(path: Path, data: Path, member: str | None) -> str:
     """Classify the rows of a file with a run's model.
 
     Returns:
-        CSV: a row for each example, with the label and each class's probability.
+        CSV: a row for each example, with the label and each class's probability; or the number that the model gives.
 
     Raises:
         InvalidConfig: there is no such run or model, or the file does not fit the task.
@@ -103,10 +116,15 @@ def predict_run(path: Path, data: Path, member: str | None) -> str:
     _, _, task, model = _load(path, member)
     with blame(task, "read_inputs"):
         inputs = task.read_inputs(data)
-    labels, probabilities = predict(task, model, inputs)
-    names = np.asarray(_class_names(task, probabilities.shape[1]))
-    frame = pd.DataFrame(probabilities, columns=[f"p({name})" for name in names])
-    frame.insert(0, "label", names[labels])
+    with blame(task, "model"):
+        gives_numbers = forward(model, inputs[:1]).ndim == 1
+    if gives_numbers:
+        frame = pd.DataFrame({"prediction": forward(model, inputs).numpy()})
+    else:
+        labels, probabilities = predict(task, model, inputs)
+        names = np.asarray(_class_names(task, probabilities.shape[1]))
+        frame = pd.DataFrame(probabilities, columns=[f"p({name})" for name in names])
+        frame.insert(0, "label", names[labels])
     text = io.StringIO()
     frame.to_csv(text, index=False, float_format="%.6g", lineterminator="\n")
     return text.getvalue()

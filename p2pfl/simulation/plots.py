@@ -7,7 +7,7 @@ what a colour says, a line's style or a marker says too.
 import io
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import combinations
 from typing import Any, Literal
 
@@ -133,6 +133,41 @@ def overlay_figure(run: Run, summary: Summary) -> Figure:
     axes.set_ylim(-1.35, 1.35)
     axes.text(0.5, -0.02, _caption(len(graph), summary), transform=axes.transAxes, ha="center", va="top", fontsize=12)
     _legend(axes, "upper left")
+    return figure
+
+
+def leakage_figure(
+    graph: nx.Graph, names: Sequence[str], title: str, colluders: Collection[str], victim: str | None
+) -> Figure:
+    """Draw a graph, and the peers that isolate a victim's update if neighborhoods were summed.
+
+    Args:
+        graph: on nodes 0 to n-1; those that form a ring in this order are put on a circle, others where springs pull.
+        names: of the nodes.
+        title: what the graph is.
+        colluders: names of those who work together.
+        victim: whose update they isolate; None: nobody's.
+    """
+    figure, axes = _figure(f"{title}: {len(graph)} peers, {graph.number_of_edges()} links")
+    axes.set_axis_off()
+    axes.set_aspect("equal")
+    is_ring = all(graph.has_edge(node, (node + 1) % len(graph)) for node in graph)
+    places = _circle(len(graph)) if is_ring else np.array([*nx.spring_layout(graph, seed=0).values()])
+    axes.add_collection(LineCollection([places[[i, j]] for i, j in graph.edges], colors=GREY, linewidths=_width(graph)))
+    kinds = (
+        ("other peers", BLUE, "o", [name not in colluders and name != victim for name in names]),
+        (f"{len(colluders)} that collude", VERMILION, "s", [name in colluders for name in names]),
+        ("whose update they isolate", ORANGE, "*", [name == victim for name in names]),
+    )
+    for label, color, marker, chosen in kinds:
+        if any(chosen):
+            x, y = places[np.array(chosen)].T
+            axes.scatter(x, y, s=_dot(len(graph)) * (2 if marker == "*" else 1), c=color, marker=marker,
+                         edgecolors="white", zorder=3, label=label)  # fmt: skip
+    if len(graph) <= MOST_NAMES:
+        for place, name in zip(places, names, strict=True):
+            axes.annotate(name, place, (0, 10), textcoords="offset points", ha="center", fontsize=9)
+    _legend_below(figure)
     return figure
 
 

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -142,6 +142,11 @@ def value_text(value: float | None, metric: str) -> str:
     return f"{100 * value:.1f}%" if metric == "accuracy" else f"{value:.4g}"
 
 
+def _span_text(values: Sequence[float], metric: str) -> str:
+    low, high = value_text(min(values), metric), value_text(max(values), metric)
+    return low if low == high else f"{low} to {high}"
+
+
 def gain_text(value: float | None, metric: str) -> str:
     """Write a difference of a metric: of accuracies in percentage points."""
     if value is None:
@@ -165,6 +170,13 @@ def final_lines(summary: Summary) -> list[str]:
 def _facts(summary: Summary) -> Iterator[tuple[str, str]]:
     if summary.central is not None:
         yield "reference", f"{value_text(summary.central, summary.metric)} {summary.metric} with all data in one place"
+    for name, further in summary.further.items():
+        found = {
+            "together": further.together,
+            "alone": further.alone,
+            "with all data in one place": () if further.central is None else (further.central,),
+        }
+        yield name, ", ".join(f"{_span_text(values, name)} {where}" for where, values in found.items() if values)
     if summary.missing:
         yield "reference", f"none: {summary.missing}"
     if all(peer.outcome == "done" and peer.agreed for peer in summary.peers):

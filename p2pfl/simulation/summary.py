@@ -6,7 +6,7 @@ Owns `summary.json`'s content. Everything is computed from what the peers left a
 import math
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -69,6 +69,21 @@ class PeerSummary:
 
 
 @dataclass(frozen=True)
+class FurtherMetric:
+    """What the task measures beside the metric that models are judged by, for those peers where it is known.
+
+    Attributes:
+        alone: of the models that peers get without the others.
+        together: of the run's models.
+        central: of one model trained on all peers' data.
+    """
+
+    alone: tuple[float, ...]
+    together: tuple[float, ...]
+    central: float | None
+
+
+@dataclass(frozen=True)
 class OverlaySummary:
     """The overlay: `degree` is the smallest and the largest number of neighbors, `diameter` in hops."""
 
@@ -120,6 +135,7 @@ class Summary:
         classes: how many classes all peers' examples are of.
         missing: why there are no baselines.
         masked: whether single updates were hidden.
+        further: the task's other metrics, by name; the loss is none.
     """
 
     federation: str
@@ -140,6 +156,7 @@ class Summary:
     classes: int | None
     missing: str
     masked: bool
+    further: Mapping[str, FurtherMetric]
 
 
 def summarise(run: Run, against: Baselines, shares: Mapping[str, Data] | None) -> Summary:
@@ -153,6 +170,7 @@ def summarise(run: Run, against: Baselines, shares: Mapping[str, Data] | None) -
     charter = run.charter
     metric = metric_of(run, against)
     models = final_models(run.peers)
+    together = [_together(run, peer, shares) for peer in run.peers]
     return Summary(
         federation=charter.name,
         charter=charter.hash().hex(),
@@ -161,7 +179,7 @@ def summarise(run: Run, against: Baselines, shares: Mapping[str, Data] | None) -
         parameters=charter.model.parameters,
         overlay=overlay_summary(run),
         groups=groups_summary(run) if run.charter.averaging.topology == "groups" else None,
-        peers=tuple(_peer(run, peer, against, shares, metric) for peer in run.peers),
+        peers=tuple(_peer(peer, against, metrics, metric) for peer, metrics in zip(run.peers, together, strict=True)),
         central=last(against.central, metric),
         consensus=distance(models) if len(models) > 1 else None,
         consensus_peers=len(models),
@@ -172,6 +190,7 @@ def summarise(run: Run, against: Baselines, shares: Mapping[str, Data] | None) -
         classes=against.classes,
         masked=run.charter.averaging.masks == "on",
         missing=against.missing,
+        further=_further(against, together, metric),
     )
 
 
@@ -230,10 +249,32 @@ def _absences(peers: Sequence[PeerRun]) -> dict[str, dict[str, int]]:
     return {name: dict(reasons.most_common()) for name, reasons in absences.items()}
 
 
-def _peer(run: Run, peer: PeerRun, against: Baselines, shares: Mapping[str, Data] | None, metric: str) -> PeerSummary:
-    together = last(peer.evaluations(), metric)
+def _together(run: Run, peer: PeerRun, shares: Mapping[str, Data] | None) -> Mapping[str, float]:
+    """Return the metrics of a peer's model of the run; empty where nothing is known of it."""
     if shares is not None and peer.model is not None:
-        together = finite(measure(run, shares[peer.name], peer.model).get(metric))
+        return measure(run, shares[peer.name], peer.model)
+    curve = peer.evaluations()
+    return curve[max(curve)] if curve else {}
+
+
+def _further(against: Baselines, together: Sequence[Mapping[str, float]], metric: str) -> dict[str, FurtherMetric]:
+    names = dict.fromkeys(name for metrics in together for name in metrics if name not in (metric, "loss"))
+    alone = [share.curve for share in against.shares.values()]
+
+    def known(values: Iterable[float | None]) -> tuple[float, ...]:
+        return tuple(value for value in values if value is not None)
+
+    return {
+        name: FurtherMetric(
+            known(last(curve, name) for curve in alone),
+            known(finite(metrics.get(name)) for metrics in together),
+            last(against.central, name),
+        )
+        for name in names
+    }
+
+
+def _peer(peer: PeerRun, against: Baselines, together: Mapping[str, float], metric: str) -> PeerSummary:
     started = peer.started
     share = against.shares.get(peer.name, Share(started.examples, None, {}) if started is not None else None)
     bytes_in, bytes_out = peer.traffic()
@@ -246,7 +287,7 @@ def _peer(run: Run, peer: PeerRun, against: Baselines, shares: Mapping[str, Data
         examples=share.examples if share is not None else None,
         classes=share.classes if share is not None else None,
         alone=last(share.curve, metric) if share is not None else None,
-        together=together,
+        together=finite(together.get(metric)),
         bytes_in=bytes_in,
         bytes_out=bytes_out,
     )

@@ -32,6 +32,7 @@ from p2pfl.node.federation import (
     open_federation,
     open_home,
     own_membership,
+    redraw_model,
     remember_charter,
     render_charter,
     render_config,
@@ -136,6 +137,24 @@ def test_equal_seeds_draw_equal_models_and_others_others(tmp_path: Path) -> None
     assert hashes[0] == hashes[1] != hashes[2]
 
 
+def test_drawing_the_model_again_voids_signatures_only_if_it_is_another(own: Folders) -> None:
+    charter = load_charter(own.charter_path)
+    assert redraw_model(own.charter_path, charter, seed=0).signatures == charter.signatures
+    other = redraw_model(own.charter_path, charter, seed=1)
+    assert other.signatures == {}
+    save_charter(own.charter_path, other)
+    assert not [fault for fault in terms_faults(own.charter_path, other) if "initial" in fault]
+
+
+def test_data_files_lie_where_the_settings_are(tmp_path: Path) -> None:
+    data = {"path": "a.csv", "test_path": "/srv/b.csv", "index": 3, "other": "c.csv"}
+    home = Home(tmp_path, PeerConfig(name="ant", data=data))
+    assert home.data == {**data, "path": str(tmp_path / "a.csv")}
+    elsewhere = Home(tmp_path, PeerConfig(name="ant", data={"path": "s3://bucket/a.csv"}))
+    assert elsewhere.data == {"path": "s3://bucket/a.csv"}
+    assert Home(tmp_path, PeerConfig(name="ant", data={"path": 7})).data == {"path": 7}
+
+
 def test_a_draft_with_an_unusable_term_is_refused(tmp_path: Path) -> None:
     text = fault(lambda: draft_charter(tmp_path, "x", "digits", {"averaging": {"topology": "star"}}))
     assert text.startswith("draft: averaging.topology: ")
@@ -217,7 +236,8 @@ def test_a_signed_model_of_another_shape_is_refused_before_anyone_signs_it(own: 
 def test_a_signed_count_of_parameters_that_is_not_the_models_is_refused(own: Folders) -> None:
     sign_model(own, parameters=9)
     assert terms_fault(own) == (
-        f"{own.charter_path}: model.parameters is 9, but the task's model has 8; draft the charter again"
+        f"{own.charter_path}: model.parameters is 9, but the task's model has 8; "
+        f"draw it again: p2pfl charter model {own.charter_path}"
     )
 
 

@@ -10,5 +10,6 @@ FOLDER = Path(__file__).resolve().parent
 BUILT_IN: dict[str, str] = {
     "digits": "digits.py:Digits",
     "breast-cancer": "breast_cancer.py:BreastCancer",
+    "tabular": "tabular.py:Tabular",
 }
 """Name -> `file:class`, the file relative to `FOLDER`."""
