@@ -3,6 +3,7 @@
 # make check  the fast part of that: format, lint, types, imports
 # make fuzz   feed the decoders of what strangers send with nonsense, until stopped or for FUZZ_SECONDS
 # make soak   run the simulated network under drawn faults, until stopped or for SOAK_SECONDS; keep what fails
+# make matrix what befalls members at every stage of a masked round: 1000 cases of four, 200 of eight; part of make test
 # make bench  the benchmarks
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ STAMP := $(VENV)/.installed
 export PIP_EXTRA_INDEX_URL
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test check fuzz soak bench venv clean interop-packages
+.PHONY: demo test check fuzz soak matrix bench venv clean interop-packages
 .DEFAULT_GOAL := demo
 
 venv: $(STAMP)
@@ -51,10 +52,15 @@ fuzz: venv
 soak: venv
 	$(BIN)/python -m p2pfl.simulation.soak --seconds $(or $(SOAK_SECONDS),0)
 
+matrix: venv
+	$(BIN)/python -m p2pfl.simulation.matrix --members 4 --seeds $(or $(MATRIX_SEEDS),1000)
+	$(BIN)/python -m p2pfl.simulation.matrix --members 8 --seeds $(or $(MATRIX_SEEDS),200)
+
 bench: venv
 	$(BIN)/python benchmarks/round.py
 	$(BIN)/python benchmarks/channel.py
 	$(BIN)/python benchmarks/masks.py
+	$(BIN)/python benchmarks/secure_round.py
 
 clean:
 	rm -rf $(VENV)

@@ -28,11 +28,11 @@ WARM_UP = 5
 """Rounds left out at the start, "once running"."""
 
 
-def run_demo(folder: Path) -> tuple[float, list[list[tuple[Entry, RoundEnded]]]]:
+def run_demo(folder: Path, topology: str = "exponential") -> tuple[float, list[list[tuple[Entry, RoundEnded]]]]:
     """Run the demo; return when it began (seconds since 1970) and each peer's training rounds."""
     began = time.time()
     command = [sys.executable, "-m", "p2pfl.cli", "demo", "--peers", str(PEERS), "--rounds", str(ROUNDS)]
-    command += ["--topology", "exponential"]
+    command += ["--topology", topology]
     subprocess.run([*command, "--run", str(folder)], check=True, stdout=subprocess.DEVNULL)
     traces = [read_trace(folder / "peers" / f"peer-{i}" / TRACE_FILE) for i in range(PEERS)]
     rounds = [
