@@ -465,7 +465,7 @@ async def empty_frames(hostile: Hostile, victim: PeerId, lanes: dict[LaneKind, O
     number = lanes[LaneKind.CONTROL]._raw.stream_id  # type: ignore[attr-defined]
     record = frames.encode(frames.WINDOW, 0, number, 0) * 80_000
     while True:
-        await hostile.connection(victim).secured_conn.write_vec((record,))
+        await hostile.connection(victim).secured_conn.write(record)
 
 
 def own_statements(hostile: Hostile, victim: PeerId) -> list[Message]:

@@ -11,7 +11,7 @@ Owns buffers, records and the time to rekey. Knows no handshake and no peer's ri
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -43,6 +43,12 @@ SEND_DEADLINE = 60.0
 IDLE_BUFFER = 8 * 1024
 """Bytes a buffer has while only control messages pass; a guess."""
 
+OVERHEAD = HEADER_BYTES + TAG_BYTES
+"""Bytes of a record beyond its plaintext."""
+
+MAX_RECORD = MAX_PLAINTEXT + OVERHEAD
+"""Bytes of the largest record, and the most that are sealed before they are sent."""
+
 EARLY_PLAINTEXT = 1024
 """Bytes in one record until the channel is established; a verdict has one, the rest is room for a later version."""
 
@@ -50,8 +56,16 @@ READ_AHEAD = 64 * 1024
 """Bytes taken from the kernel beyond the record that is read, at most: many small records come in one call, and the
 header of the next large one with the one before; all are copied into the same cache lines. A measurement."""
 
+Place = Callable[[int], memoryview | None]
+"""Given the length of a plaintext, says where to open it: so many writable bytes, or None for anywhere."""
+
 IDLE_AFTER = 5.0
 """Seconds without a large record after which a buffer shrinks at the next small one; a guess."""
+
+
+def anywhere(size: int) -> None:
+    """Be a `Place` that has none."""
+    del size
 
 
 @dataclass(frozen=True)
@@ -190,7 +204,7 @@ class Channel(BaseSession):
         self._rekeyed_at = trio.current_time()
         self._max_plaintext = EARLY_PLAINTEXT
         self._turn = trio.Lock()
-        self._gathered, self._sealed, self._opened = Scratch(), Scratch(), Scratch()
+        self._sealed, self._opened = Scratch(), Scratch()
         self._held = bytearray()
         self._peer = PeerId(str(remote_peer))
         self._broken: str | None = None
@@ -203,45 +217,50 @@ class Channel(BaseSession):
         self._max_plaintext = MAX_PLAINTEXT
 
     async def write(self, data: bytes) -> None:
-        """Send `data`; see `write_vec`."""
-        await self.write_vec((data,))
+        """Send `data` like `write_vec`, but cancelling it while it waits for its turn sends nothing.
+
+        Raises:
+            ConnectionClosedError: see `write_vec`.
+        """
+        async with self._turn:
+            await self._write((data,))
 
     async def write_vec(self, parts: Sequence[Buffer]) -> None:
-        """Send the concatenation of `parts`, as one record up to `MAX_PLAINTEXT` bytes, else as several in a row.
+        """Send each of `parts` as a record, or as several where it is longer than `MAX_PLAINTEXT`, in as few sends.
 
-        A single part is not copied before it is encrypted, several are once. Cancelling a write that waits for its turn
-        sends nothing; one that has begun is finished, or the connection is broken: half a record would garble it.
+        Nothing is copied before it is encrypted. Cancelling has no effect: what was begun is finished, or the
+        connection is broken, as half a record would garble it.
 
         Raises:
             ConnectionClosedError: the connection is broken, or the peer read nothing for `SEND_DEADLINE` seconds.
         """
-        views = [memoryview(part).cast("B") for part in parts]
-        await trio.lowlevel.checkpoint_if_cancelled()
         try:
             self._turn.acquire_nowait()
         except trio.WouldBlock:
-            await self._turn.acquire()
+            with trio.CancelScope(shield=True):  # whoever has the turn is bounded by its own deadline
+                await self._turn.acquire()
         try:
-            self._verify_open()
-            for plaintext in self._plaintexts(views):
-                await self._send(self._seal(plaintext))
+            await self._write(parts)
         finally:
             self._turn.release()
 
-    def _plaintexts(self, views: list[memoryview]) -> list[memoryview]:
-        total = sum(map(len, views))
-        if len(views) == 1 or total > MAX_PLAINTEXT:
-            return [view[i : i + MAX_PLAINTEXT] for view in views for i in range(0, len(view), MAX_PLAINTEXT)]
-        gathered = self._gathered.take(total)
-        end = 0
-        for view in views:
-            gathered[end : (end := end + len(view))] = view
-        return [gathered] if total else []
-
-    def _seal(self, plaintext: memoryview) -> memoryview:
-        size = len(plaintext) + TAG_BYTES
-        record = self._sealed.take(HEADER_BYTES + size)
+    async def _write(self, parts: Sequence[Buffer]) -> None:
+        """Send records, together as far as the buffer for the largest one holds them."""
+        self._verify_open()
+        plaintexts = [plaintext for part in parts for plaintext in _cut(memoryview(part).cast("B"))]
         now = trio.current_time()
+        room = self._sealed.take(min(sum(map(len, plaintexts)) + len(plaintexts) * OVERHEAD, MAX_RECORD))
+        end = 0
+        for plaintext in plaintexts:
+            if end + len(plaintext) + OVERHEAD > len(room):
+                await self._send(room[:end])
+                end = 0
+            self._seal(plaintext, room[end : (end := end + len(plaintext) + OVERHEAD)], now)
+        if end:
+            await self._send(room[:end])
+
+    def _seal(self, plaintext: memoryview, record: memoryview, now: float) -> None:
+        size = len(plaintext) + TAG_BYTES
         last = (
             self._sending.used + size >= self._rekey.after_bytes or now >= self._rekeyed_at + self._rekey.after_seconds
         )
@@ -254,11 +273,9 @@ class Channel(BaseSession):
         if last:
             self._sending.rekey()
             self._rekeyed_at = now
-        return record
 
-    async def _send(self, record: memoryview) -> None:
-        """Send one record, whoever is cancelled meanwhile."""
-        rest = record
+    async def _send(self, rest: memoryview) -> None:
+        """Send sealed records, whoever is cancelled meanwhile."""
         try:
             if self._socket is not None:
                 # As a rule that is all of it, in one call or two. A scope would cost as much as encrypting 64 KiB.
@@ -280,16 +297,16 @@ class Channel(BaseSession):
         if waiting.cancelled_caught:
             await self._break(f"{self._peer}: reads nothing", None)
 
-    async def read_record(self) -> memoryview:
+    async def read_record(self, place: Place = anywhere) -> memoryview:
         """Return the plaintext of the next record, after what `read` left over; good until the next call.
 
-        Cancelling it loses nothing.
+        Cancelling it loses nothing. `place` is asked once the record is there whole, and nothing else runs until it is
+        open in the memory that it gives; where the record does not open, that memory is zeros.
 
         Raises:
             ConnectionClosedError: the connection ended or broke, or a record did not open or should not have come.
         """
-        left = self.leftover()
-        return memoryview(left) if left else await self._open_next()
+        return memoryview(self.leftover()) if self._held else await self._open_next(place)
 
     async def read(self, n: int | None = None) -> bytes:
         """Return `n` bytes, as libp2p's own session does; without `n`, whatever comes. Cancelling it loses nothing.
@@ -311,7 +328,7 @@ class Channel(BaseSession):
         self._held.clear()
         return data
 
-    async def _open_next(self) -> memoryview:
+    async def _open_next(self, place: Place = anywhere) -> memoryview:
         self._verify_open()
         try:
             header = bytes(await self._inbox.peek(HEADER_BYTES))
@@ -319,7 +336,7 @@ class Channel(BaseSession):
             size = fields & ~REKEY
             self._verify_record(size)
             record = await self._inbox.peek(HEADER_BYTES + size)
-            plaintext = self._opened.take(size - TAG_BYTES)
+            plaintext = place(size - TAG_BYTES) or self._opened.take(size - TAG_BYTES)
             self._receiving.open_into(record[HEADER_BYTES:], header, plaintext)
         except BadTag as error:
             await self._break(f"{self._peer}: a record that was changed, repeated, dropped or moved on its way", error)
@@ -378,3 +395,8 @@ class Channel(BaseSession):
     def get_connection_type(self) -> ConnectionType:
         """Return libp2p's word for direct or relayed."""
         return self._connection.get_connection_type()
+
+
+def _cut(part: memoryview) -> list[memoryview]:
+    """Return what of `part` each record carries."""
+    return [part[i : i + MAX_PLAINTEXT] for i in range(0, len(part), MAX_PLAINTEXT)]

@@ -74,13 +74,32 @@ class YamuxStream(IMuxedStream):
         if self._target is not None:
             size = min(len(self._target), len(piece))
             self._target[:size] = piece[:size]
-            self._target = self._target[size:]
-            self._release(size)
+            self._advance(self._target, size)
             piece = piece[size:]
         if len(piece):
             self._keep(piece)
         if not self._target:  # full, or the reader takes whatever there is
             self._wake_reader()
+
+    def place(self, size: int) -> memoryview | None:
+        """Return where a waiting reader wants the next `size` bytes of a body, None unless it wants all of them.
+
+        Whoever puts them there calls `placed` before anything else runs.
+        """
+        if self._broken or self._target is None or size > len(self._target):
+            return None
+        return self._target[:size]
+
+    def placed(self, size: int) -> None:
+        """Take note that so many bytes are where `place` said."""
+        if self._target is not None:
+            self._advance(self._target, size)
+            if not self._target:
+                self._wake_reader()
+
+    def _advance(self, target: memoryview, size: int) -> None:
+        self._target = target[size:]
+        self._release(size)
 
     def _keep(self, piece: memoryview) -> None:
         if len(piece) > SMALL and isinstance(piece.obj, bytes) and 2 * len(piece) >= len(piece.obj):

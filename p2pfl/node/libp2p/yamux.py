@@ -48,6 +48,7 @@ class YamuxConnection(IMuxedConn):
         self._allowance = Allowance(CONNECTION_RATE, CONNECTION_BURST)
         self._sink: YamuxStream | None = None
         self._sink_ends = False
+        self._placed = False
         self._reading = trio.CancelScope()
         self._pulse = Pulse(limits.idle, limits.answer, heard=0.0)
         self._writer = FrameWriter(secured_conn, limits, self._fail)
@@ -203,7 +204,10 @@ class YamuxConnection(IMuxedConn):
             while True:
                 piece = await self._receive()
                 self._pulse.hear(trio.current_time())
-                await self._feed(memoryview(piece))
+                if self._placed:
+                    self._on_placed(len(piece))
+                else:
+                    await self._feed(memoryview(piece))
         except Violation as violation:
             logger.debug("%s broke the muxer's protocol: %s", self.peer_id, violation)
             self._leave(frames.PROTOCOL_ERROR, f"the peer broke the protocol: {violation}")
@@ -216,12 +220,26 @@ class YamuxConnection(IMuxedConn):
             self._fail(f"the connection broke: {error}")
 
     async def _receive(self) -> bytes | memoryview:
+        self._placed = False
         if self._records is not None:
-            return await self._records.read_record()
+            return await self._records.read_record(self._place)
         piece: bytes = await self.secured_conn.read()
         if not piece:
             raise ConnectionClosedError("the peer closed the connection", transport="tcp")
         return piece
+
+    def _place(self, size: int) -> memoryview | None:
+        """Let a record that is nothing but body be opened in the memory of whoever waits for it."""
+        place = self._sink.place(size) if self._sink is not None and size <= self._deframer.left else None
+        self._placed = place is not None
+        return place
+
+    def _on_placed(self, size: int) -> None:
+        self._deframer.left -= size
+        if self._sink is not None:
+            self._sink.placed(size)
+            if self._sink_ends and not self._deframer.left:
+                self._sink.end()
 
     async def _feed(self, piece: memoryview) -> None:
         for part in self._deframer.feed(piece):

@@ -21,17 +21,18 @@ class PlainChannel:
         self._ahead = b""
 
     async def write(self, data: bytes) -> None:
-        self.written.append(bytes(data))
+        # In two, so that a write can be cut short.
+        await self._send_pieces((data[: len(data) // 2], data[len(data) // 2 :]))
+
+    async def _send_pieces(self, pieces: Sequence[bytes | bytearray | memoryview]) -> None:
+        self.written.append(b"".join(pieces))
         if self.deaf.is_set():
             return
         try:
-            for piece in self._pieces(data):
+            for piece in pieces:
                 await self._send.send(bytes(piece))
         except BROKEN as error:
             raise ConnectionClosedError("gone") from error
-
-    def _pieces(self, data: bytes) -> Sequence[bytes]:
-        return [data[: len(data) // 2], data[len(data) // 2 :]]  # so that a write can be cut short
 
     async def read(self, n: int | None = None) -> bytes:
         if not self._ahead:
@@ -58,22 +59,22 @@ class PlainChannel:
 
 
 class RecordChannel(PlainChannel):
-    """One with records, which a muxer must use instead."""
+    """One with records, which a muxer must use instead; `written` has all records of a write as one."""
 
     ahead = b""
     buffer = bytearray()
 
-    def _pieces(self, data: bytes) -> Sequence[bytes]:
-        return [data]
-
     async def write_vec(self, parts: Sequence[bytes | bytearray | memoryview]) -> None:
         with trio.CancelScope(shield=True):
-            await super().write(b"".join(parts))
+            await self._send_pieces(parts)
 
-    async def read_record(self) -> memoryview:
+    async def read_record(self, place: Any = None) -> memoryview:
         record = await self._next()
         if not record:
             raise ConnectionClosedError("the end")
+        if place is not None and (target := place(len(record))) is not None:
+            target[:] = record
+            return target
         self.buffer[:] = bytes(len(self.buffer))  # what was returned before is not valid any more
         if len(record) > len(self.buffer):
             self.buffer = bytearray(len(record))

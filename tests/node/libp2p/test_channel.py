@@ -149,7 +149,7 @@ async def test_members_of_one_charter_meet(name: str) -> None:
     assert (a.get_local_peer(), a.is_initiator, b.is_initiator) == (one.id, True, False)
     assert a.get_remote_public_key().to_bytes() == other.key_pair.public_key.to_bytes()
     await a.write_vec((b"head", bytearray(b"body"), memoryview(b"tail")))
-    assert bytes(await b.read_record()) == b"headbodytail"
+    assert [bytes(await b.read_record()) for _ in range(3)] == [b"head", b"body", b"tail"]
     await b.write(b"answer")
     assert await a.read(6) == b"answer"
     assert one.refused == other.refused == []
@@ -532,10 +532,22 @@ async def test_long_texts_take_several_records_and_none_takes_none() -> None:
 
 
 @trio_test
-async def test_a_frame_of_the_muxer_fits_one_record_and_one_send() -> None:
+async def test_a_frame_of_the_muxer_is_two_records_in_one_send() -> None:
     tape = Tape()
     await channel(tape, is_initiator=True).write_vec((bytes(12), memoryview(bytearray(256 * 1024))))
-    assert [len(data) for data in tape.written] == [4 + 12 + 256 * 1024 + TAG_BYTES]
+    assert [len(data) for data in tape.written] == [2 * (4 + TAG_BYTES) + 12 + 256 * 1024]
+
+
+@pytest.mark.parametrize("sizes", [[MAX_PLAINTEXT] * 2, [1, MAX_PLAINTEXT, 1], [MAX_PLAINTEXT + 1], [300_000] * 8])
+@trio_test
+async def test_no_more_is_sealed_at_once_than_the_largest_record(sizes: list[int]) -> None:
+    tape = Tape()
+    writer = channel(tape, is_initiator=True)
+    texts = [bytes([number]) * size for number, size in enumerate(sizes)]
+    await writer.write_vec(texts)
+    assert max(len(data) for data in tape.written) <= len(writer._sealed._view) <= MAX_PLAINTEXT + 4 + TAG_BYTES
+    got, _, _ = await played(b"".join(tape.written))
+    assert b"".join(got) == b"".join(texts)
 
 
 @trio_test
@@ -631,7 +643,7 @@ async def test_the_connection_outlives_many_keys_with_data_both_ways(name: str) 
 
     async def write(end: Channel, seen: set[bytes]) -> None:
         for i in range(200):
-            await end.write_vec((i.to_bytes(4, "big"), bytes(i * 7)))
+            await end.write_vec((i.to_bytes(4, "big") + bytes(i * 7),))
             seen.add(end._sending._key)
 
     async def read(end: Channel) -> None:
@@ -756,7 +768,7 @@ async def test_a_full_socket_is_waited_for() -> None:
             while len(got) < 8 * len(data):
                 got += await b.read_record()
         assert got == data * 8
-        assert sent.sent == received.received == 8 * (len(data) + 4 + TAG_BYTES)
+        assert sent.sent == received.received == 8 * (len(data) + 2 * (4 + TAG_BYTES))
 
 
 @trio_test

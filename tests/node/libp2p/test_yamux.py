@@ -135,7 +135,7 @@ async def expect(stream: YamuxStream, data: bytes) -> None:
 
 
 @virtual
-async def test_a_frame_is_a_record_of_256_kib() -> None:
+async def test_a_frame_of_256_kib_leaves_in_one_write() -> None:
     async with muxers() as (here, there):
         mine, yours = await streams(here, there)
         await settle()
