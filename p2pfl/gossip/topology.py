@@ -3,10 +3,12 @@
 Here all links go both ways. Every graph is connected, or it is refused.
 """
 
-from collections.abc import Callable, Collection, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import networkx as nx
 
+from p2pfl.core.charter import Charter
 from p2pfl.core.errors import InvalidConfig
 
 RANDOM_REGULAR_DEGREE = 4
@@ -46,12 +48,46 @@ def random_regular(n: int, seed: int) -> nx.Graph:
     )
 
 
+def torus(n: int, seed: int) -> nx.Graph:
+    """Each node linked to its four neighbors on a grid without borders, as near to a square as n allows.
+
+    Raises:
+        InvalidConfig: n has no divisors that give at least three rows and columns.
+    """
+    del seed
+    rows = next((rows for rows in range(math.isqrt(n), 2, -1) if n % rows == 0), None)
+    if rows is None:
+        raise InvalidConfig(f"averaging.topology: no torus of {n} peers has three rows and columns; use exponential")
+    return nx.convert_node_labels_to_integers(nx.grid_2d_graph(rows, n // rows, periodic=True), ordering="sorted")
+
+
+def hypercube(n: int, seed: int) -> nx.Graph:
+    """Each node linked to those whose number differs from its own in one bit.
+
+    Raises:
+        InvalidConfig: n is no power of two.
+    """
+    del seed
+    if n.bit_count() != 1:
+        raise InvalidConfig(f"averaging.topology: a hypercube has a power of two of peers, not {n}; use exponential")
+    return nx.convert_node_labels_to_integers(nx.hypercube_graph(n.bit_length() - 1), ordering="sorted")
+
+
+def path(n: int, seed: int) -> nx.Graph:
+    """Each node linked to the next."""
+    del seed
+    return nx.path_graph(n)
+
+
 TOPOLOGIES: Mapping[str, Callable[[int, int], nx.Graph]] = {
     "groups": complete,
     "exponential": exponential,
     "ring": ring,
     "complete": complete,
     "random-regular": random_regular,
+    "torus": torus,
+    "hypercube": hypercube,
+    "path": path,
 }
 
 
@@ -68,6 +104,41 @@ def overlay(name: str, n: int, seed: int) -> nx.Graph:
     graph = nx.Graph(TOPOLOGIES[name](n, seed))
     graph.remove_edges_from(list(nx.selfloop_edges(graph)))
     return graph
+
+
+def named_edges(names: Sequence[str], edges: Sequence[tuple[str, str]]) -> nx.Graph:
+    """Return the graph of the members' names that a charter's `averaging.edges` gives; node i is the i-th name.
+
+    Raises:
+        InvalidConfig: it names somebody else, leaves a member out, or is not connected.
+    """
+    places = {name: place for place, name in enumerate(names)}
+    for edge in edges:
+        for end in edge:
+            if end not in places:
+                raise InvalidConfig(f"averaging.edges: {end} is not a member; there are {', '.join(names)}")
+    if len(names) < 2:
+        raise InvalidConfig(f"a federation needs at least two members, not {len(names)}")
+    graph = nx.Graph()
+    graph.add_nodes_from(range(len(names)))
+    graph.add_edges_from((places[one], places[other]) for one, other in edges if one != other)
+    if not nx.is_connected(graph):
+        apart = min(nx.connected_components(graph), key=len)
+        who = ", ".join(names[place] for place in sorted(apart))
+        raise InvalidConfig(f"averaging.edges: no path leads from {who} to the others; add an edge")
+    return graph
+
+
+def overlay_of(charter: Charter) -> nx.Graph:
+    """Return the overlay of the charter's roster; node i is the i-th of `charter.roster()`.
+
+    Raises:
+        InvalidConfig: the topology does not exist for these members.
+    """
+    averaging = charter.averaging
+    if averaging.topology == "edges":
+        return named_edges(charter.names(), averaging.edges)
+    return overlay(averaging.topology, len(charter.members), averaging.topology_seed)
 
 
 def diameter(graph: nx.Graph) -> int:
