@@ -15,9 +15,7 @@ from p2pfl.core.canonical import canonical
 from p2pfl.core.ids import PeerId
 from p2pfl.core.settings import Settings
 
-Topology = Literal[
-    "groups", "exponential", "ring", "complete", "random-regular", "torus", "hypercube", "path", "edges"
-]
+Topology = Literal["groups", "exponential", "ring", "complete", "random-regular", "torus", "hypercube", "path", "edges"]
 Edge = Annotated[tuple[str, str], Field(strict=False)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Sm2Key = Annotated[str, Field(pattern=r"^04[0-9a-f]{128}$")]
@@ -115,8 +113,8 @@ class AveragingTerms(Settings):
         topology: `groups`, drawn anew each round; or an overlay, on which under masks drawn centres average with all
             their neighbors, and without masks all neighbors with each other. `edges` is the overlay that follows.
         edges: pairs of members' names, where the topology says so.
-        regroup: `each-round`: groups are drawn anew; `never`: members travel in cohorts that stay together for ever, and
-            the groups of a round are unions of them.
+        regroup: `each-round`: groups are drawn anew; `never`: members travel in cohorts that stay together, and the
+            groups of a round are unions of them.
         group_size: members wanted in a group; a group has up to twice as many, less one.
         colluders: how many members may work together without being able to forge an average or drag the others along.
         topology_seed: draws the overlay of `random-regular`.
@@ -210,9 +208,7 @@ class Charter(Settings):
         for signed, what in ((self.signatures, "signature"), (self.salts, "salt")):
             strangers = sorted(set(signed) - names)
             if strangers:
-                raise ValueError(
-                    f"signed by {strangers[0]}, who is not a member; remove that {what} or add the member"
-                )
+                raise ValueError(f"signed by {strangers[0]}, who is not a member; remove that {what} or add the member")
         return self
 
     def terms(self) -> dict[str, Any]:
@@ -226,7 +222,7 @@ class Charter(Settings):
 
     def hash(self) -> bytes:
         """Return the 32 bytes by which peers know this charter: the SHA-256 of its terms' canonical encoding."""
-        return hashlib.sha256(canonical(["p2pfl/charter/2", self.terms()])).digest()
+        return hashlib.sha256(canonical(["p2pfl/charter/3", self.terms()])).digest()
 
     def roster(self) -> tuple[PeerId, ...]:
         """Return the members' peer ids in the order of their names: the overlay's nodes.

@@ -15,7 +15,7 @@ def bounds(parameters: int, chunks: int, chunk: int) -> tuple[int, int]:
 
 
 def cut(vector: Vector, weight: float, count: int) -> tuple[Vector, ...]:
-    """Cut float32 [parameters] into so many chunks, one for each aggregator: float32 [1 + its length], the weight first."""
+    """Cut float32 [parameters] into so many chunks, each float32 [1 + its length], the weight first."""
     chunks = []
     for chunk in range(count):
         start, end = bounds(len(vector), count, chunk)

@@ -72,13 +72,11 @@ def _cut(order: Sequence[int], count: int) -> list[Sequence[int]]:
     return [order[end - width : end] for end, width in zip(ends, sizes, strict=True)]
 
 
-def stars(
-    beacon: bytes, round: Round, graph: nx.Graph, colluders: int
-) -> tuple[tuple[int, tuple[int, ...]], ...]:
+def stars(beacon: bytes, round: Round, graph: nx.Graph, colluders: int) -> tuple[tuple[int, tuple[int, ...]], ...]:
     """Draw the stars of a round: disjoint closed neighborhoods, so that no peer is in two sums.
 
-    Peers become centres in the order of SHA-256(beacon, round, place), each that is at least three hops from all centres
-    before it; so no further star would fit in.
+    Peers become centres in the order of SHA-256(beacon, round, place), each that is at least three hops from all
+    centres before it; so no further star would fit in.
 
     Args:
         beacon: fixed for the federation, and unknown to each member before it joined.
@@ -155,8 +153,8 @@ def _star_faults(averaging: AveragingTerms, graph: nx.Graph) -> list[str]:
     borne = star_colluders(graph)
     if borne is None:
         return [
-            f"masks on the overlay {averaging.topology}: some members have no neighbor with two neighbors, and no star of "
-            "three would take their updates in; add links, or set masks to off"
+            f"masks on the overlay {averaging.topology}: some members have no neighbor with two neighbors, so no star "
+            "of three takes their updates in; add links, or set masks to off"
         ]
     if averaging.colluders > borne:
         lowest = 1 + min(degree for _, degree in graph.degree)

@@ -130,9 +130,7 @@ class Released:
         return np.concatenate(parts)
 
 
-def verified_release(
-    sessions: Sequence[Terms], keyring: Keyring, statements: Sequence[Statement]
-) -> Released:
+def verified_release(sessions: Sequence[Terms], keyring: Keyring, statements: Sequence[Statement]) -> Released:
     """Check that a session of a round released an average; never take a peer's word for it, nor its model.
 
     Args:

@@ -146,7 +146,7 @@ class StarMachine:
         self._settle = machine = PeerMachine(
             self._plan, base, Resume(Checkpoint(Round(self._plan.rounds), base, None), -1)
         )
-        effects = [each for each in machine.handle(Started(), now) if not isinstance(each, Emit)]
+        effects: list[Effect] = [each for each in machine.handle(Started(), now) if not isinstance(each, Emit)]
         charter = self._plan.charter
         for peer in self._linked:
             claim = Ping(charter, self._claims.get(peer, Round(0)))
@@ -172,7 +172,7 @@ class StarMachine:
             case TimerFired(key) if key == SETTLING + ALONE:
                 return [_marked(each) for each in settle.begin(now)]
             case LinkUp() | LinkDown():
-                others = [each for each in self._rounds.handle(input, now) if not isinstance(each, Emit)]
+                others = (each for each in self._rounds.handle(input, now) if not isinstance(each, Emit))
                 own = settle.handle(input, now)
                 if isinstance(input, LinkUp) and self._handed_over:
                     own += settle.begin(now)

@@ -99,7 +99,7 @@ def most_at_once(charter: Charter) -> int:
     smallest = min(map(len, plan.groups(Round(0))))
     spared = smallest - threshold(smallest)
     bears = plan.terms(Round(0)).bears
-    return max((lost for lost in range(1, spared + 1) if bears(smallest - lost)), default=0)
+    return max((lost for lost in range(1, spared + 1) if bears(range(smallest - lost))), default=0)
 
 
 def verify_chaos(charter: Charter) -> None:

@@ -312,7 +312,7 @@ class AveragesComputed(Check):
         return self._plain(peer, chunk.chunk, members)
 
     def _plain(self, peer: Standing, chunk: int, chunks: int) -> Vector:
-        """Return what a peer averages of a chunk, as float32 [weight, values...]; not a number where a liar hides it."""
+        """Return what a peer averages of a chunk, float32 [weight, values...]; not a number where a liar hides it."""
         whole = None if peer.lying else peer.contribution()
         if whole is None:
             return np.full(1, np.nan, np.float32)

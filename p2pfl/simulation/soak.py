@@ -242,9 +242,7 @@ def run_cases(cases: Sequence[Case]) -> list[Failure]:
     return [Failure(case, reason) for case in cases if (reason := run_case(case))]
 
 
-def run_seeds(
-    seeds: range, mix: str = "standard", processes: int | None = None, **network: Any
-) -> list[Failure]:
+def run_seeds(seeds: range, mix: str = "standard", processes: int | None = None, **network: Any) -> list[Failure]:
     """Run the standard network under each seed, on all cores, and return those that went wrong.
 
     Args:

@@ -14,11 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from p2pfl.core.ids import Round
-from p2pfl.gossip.grouping import groups
+from p2pfl.gossip.group_machine import GroupPlan
 from p2pfl.gossip.mixing import consensus_distance, metropolis_hastings, spectral_gap
-from p2pfl.gossip.peer_machine import overlay_of
 from p2pfl.gossip.session import Outcome
-from p2pfl.gossip.topology import diameter
+from p2pfl.gossip.topology import diameter, overlay_of
 from p2pfl.learning.task import Data
 from p2pfl.node.live import main_metric
 from p2pfl.simulation.baselines import Baselines, Curve, Share, measure, spread_out
@@ -140,6 +139,7 @@ class Summary:
     classes: int | None
     missing: str
     masked: bool
+    records: dict[str, int]
 
 
 def summarise(run: Run, against: Baselines, shares: Mapping[str, Data] | None) -> Summary:
@@ -171,6 +171,7 @@ def summarise(run: Run, against: Baselines, shares: Mapping[str, Data] | None) -
         bytes_per_value=bytes_per_value(run),
         classes=against.classes,
         masked=run.charter.averaging.masks == "on",
+        records=records(run),
         missing=against.missing,
     )
 
@@ -208,11 +209,15 @@ def groups_summary(run: Run) -> GroupsSummary:
     """Describe the charter's groups, and how their rounds ended."""
     charter = run.charter
     peers, size = len(charter.members), min(charter.averaging.group_size, len(charter.members))
-    count = len(groups(charter.hash(), Round(0), range(peers), size))
-    counted = Counter(record.outcome for peer in run.peers for _, record in peer.rounds_ended() if record.outcome)
-    outcomes = {str(outcome): counted[outcome] for outcome in Outcome}
+    count = len(GroupPlan.for_peer(charter, charter.roster()[0]).groups(Round(0)))
     contraction = (count - 1) / max(1, peers - 1)
-    return GroupsSummary(size, count, contraction, outcomes, _absences(run.peers))
+    return GroupsSummary(size, count, contraction, records(run), _absences(run.peers))
+
+
+def records(run: Run) -> dict[str, int]:
+    """Count by outcome how the rounds ended that had one: those in groups, and in stars."""
+    counted = Counter(record.outcome for peer in run.peers for _, record in peer.rounds_ended() if record.outcome)
+    return {str(outcome): counted[outcome] for outcome in Outcome}
 
 
 def _absences(peers: Sequence[PeerRun]) -> dict[str, dict[str, int]]:
