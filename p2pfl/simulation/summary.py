@@ -300,7 +300,12 @@ def seconds_per_round(peers: Sequence[PeerRun]) -> float | None:
 
 
 def bytes_per_value(run: Run) -> float | None:
-    """Return the received bytes for each parameter of each update that was averaged; in groups, of each average."""
+    """Return the received bytes for each parameter of each update that was averaged; in groups, of each average.
+
+    None for stars, whose few sums the settling after them outweighs.
+    """
+    if run.charter.averaging.masks == "on" and run.charter.averaging.topology != "groups":
+        return None
     in_groups = run.charter.averaging.topology == "groups"
     records = [event for peer in run.peers for _, event in peer.rounds_ended()]
     updates = sum(bool(event.heard) if in_groups else len(event.heard) for event in records)

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2pfl.core.charter import Charter, Member, ModelTerms, TaskTerms
+from p2pfl.core.charter import Charter, Member, ModelTerms, SecurityTerms, TaskTerms
 from p2pfl.core.config import PeerConfig
 from p2pfl.core.errors import InvalidConfig
 from p2pfl.core.settings import parse_toml, validate
@@ -466,7 +466,7 @@ def gm_draft(folder: Path, *names: str) -> tuple[Charter, list[Home]]:
     for name in names:
         config = PeerConfig(name=name, announce=("/ip4/192.0.2.1/tcp/1",))
         homes.append(create_home(folder / name, config)[0])
-        charter = join_charter(charter, homes[-1].member("gm"))
+        charter = join_charter(charter, homes[-1].member(charter))
     return charter, homes
 
 
@@ -479,7 +479,7 @@ def test_members_of_a_gm_charter_sign_with_sm2_too(tmp_path: Path) -> None:
         path = home.path / "identity-sm2.pem"
         assert path == home.sm2_key_path
         assert path.stat().st_mode & 0o777 == 0o600
-        assert member == home.member("gm"), "the key is made once"
+        assert member == home.member(charter), "the key is made once"
         signer = home.signer("gm")
         assert signer.sm2_key is not None
         assert signer.sm2_key.public.hex() == member.sm2_public_key
@@ -489,8 +489,9 @@ def test_members_of_a_gm_charter_sign_with_sm2_too(tmp_path: Path) -> None:
     assert load_charter(path) == charter
     assert open_federation(path).charter.hash() == charter.hash()
     # Another suite has no use for these keys.
+    aes = charter.model_copy(update={"security": SecurityTerms(suite="aes")})
     for home in homes:
-        assert home.member("aes").sm2_public_key is None
+        assert home.member(aes).sm2_public_key is None
         assert home.signer("sm4").sm2_key is None
 
 
@@ -510,7 +511,7 @@ def test_a_gm_charter_that_lacks_an_sm2_signature_is_not_in_force(tmp_path: Path
 
 def test_no_sm2_key_is_made_for_another_suite(digits: Folders) -> None:
     for home in digits.homes.values():
-        assert home.member("aes").peer_id == home.identity().peer_id
+        assert home.member(digits.charter()).peer_id == home.identity().peer_id
         assert not home.sm2_key_path.exists()
     assert "sm2" not in digits.charter_path.read_text()
 
@@ -535,7 +536,8 @@ def test_an_sm2_key_is_under_the_identitys_passphrase_which_is_asked_once(
         return b"open sesame"
 
     monkeypatch.setattr(federation, "ask_passphrase", ask)
-    member = home.member("gm")
+    charter, _ = gm_draft(tmp_path / "draft")
+    member = home.member(charter)
     assert b"UNDER PASSPHRASE" in home.sm2_key_path.read_bytes()
     signer = home.signer("gm")
     assert signer.sm2_key is not None
@@ -554,7 +556,8 @@ def test_without_the_extra_no_sm2_key_is_made_and_the_user_is_told_what_to_insta
 
     monkeypatch.setattr(sm2, "import_module", absent)
     home, _ = create_home(tmp_path / "ant", PeerConfig(name="ant", announce=("/ip4/192.0.2.1/tcp/1",)))
-    assert fault(lambda: home.member("gm")).endswith("which is not installed: pip install 'p2pfl-mesh[gm]'")
+    charter, _ = gm_draft(tmp_path / "draft")
+    assert fault(lambda: home.member(charter)).endswith("which is not installed: pip install 'p2pfl-mesh[gm]'")
     assert not home.sm2_key_path.exists()
 
 
@@ -563,7 +566,7 @@ def test_two_members_under_masks_are_no_federation_and_nothing_falls_back_to_the
     for name in ("ant", "bee"):
         config = PeerConfig(name=name, announce=("/ip4/192.0.2.1/tcp/1",))
         homes.append(create_home(tmp_path / name, config)[0])
-        charter = join_charter(charter, homes[-1].member("aes"))
+        charter = join_charter(charter, homes[-1].member(charter))
     assert charter.averaging.masks == "on", "unless somebody says otherwise"
     for home in homes:
         charter = sign_charter(charter, home.config.name, home.identity())
