@@ -109,10 +109,14 @@ def _charter(peers: int, group: int, rounds: int, words: int, masks: Literal["on
 def _plans(
     peers: int, group: int, rounds: int, words: int, topology: str, *, masked: bool
 ) -> tuple[tuple[GroupPlan, ...], tuple[Plan, ...]]:
-    """Return each peer's plan of the rounds, and on an overlay of the settling after them."""
     charter = _charter(peers, group, rounds, words, "on" if masked else "off", topology)
     settling = () if topology == "groups" else tuple(Plan.for_peer(charter, peer) for peer in charter.roster())
     return tuple(GroupPlan.for_peer(charter, peer) for peer in charter.roster()), settling
+
+
+def plans_of(case: Case) -> tuple[tuple[GroupPlan, ...], tuple[Plan, ...]]:
+    """Return each peer's plan of the rounds, and on an overlay of the settling after them."""
+    return _plans(case.peers, case.group, case.rounds, case.words, case.topology, masked=case.masked)
 
 
 def standard_network(case: Case, *, strict: bool | None = None, log: bool = False) -> Network:
@@ -123,7 +127,7 @@ def standard_network(case: Case, *, strict: bool | None = None, log: bool = Fals
         strict: whether messages are encoded and decoded; by default for some seeds.
         log: whether to keep what happens.
     """
-    plans, settling = _plans(case.peers, case.group, case.rounds, case.words, case.topology, masked=case.masked)
+    plans, settling = plans_of(case)
     initial = np.zeros(case.words, np.float32)
     tolerance = CLIP / 2**24 if case.masked else 1e-30
     last = case.rounds if settling else math.inf

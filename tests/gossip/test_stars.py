@@ -53,11 +53,8 @@ def test_everybody_is_in_a_star_in_at_least_half_of_the_rounds(name: str, n: int
             centres[centre] += 1
             for member in members:
                 counts[member] += 1
-    assert min(counts.values()) >= LEAST[name] * rounds
+    assert min(counts.values()) >= rounds / 2
     assert min(centres.values()) >= rounds / n / 3
-
-
-LEAST = {"torus": 0.5, "exponential": 0.5, "random-regular": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -80,7 +77,7 @@ def test_whoever_is_in_no_star_has_terms_of_its_own_and_all_others_those_of_thei
     charter = charter_for(12, 4, topology="torus")
     plans = [GroupPlan.for_peer(charter, peer) for peer in charter.roster()]
     for number in map(Round, range(3)):
-        centres = {centre: members for centre, members in stars(plans[0].beacon, number, plans[0].graph, 1)}
+        centres = dict(stars(plans[0].beacon, number, plans[0].graph, 1))
         for plan in plans:
             terms = plan.terms(number)
             if terms.centre is None:
