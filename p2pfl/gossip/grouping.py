@@ -12,6 +12,7 @@ import networkx as nx
 from p2pfl.core.canonical import Value, canonical
 from p2pfl.core.charter import AveragingTerms
 from p2pfl.core.ids import Round
+from p2pfl.core.statements import MAX_GROUP
 
 LEAST_MASKED = 3
 """Of two members' sum each learns the other's update."""
@@ -150,7 +151,11 @@ def averaging_faults(members: int, averaging: AveragingTerms, graph: nx.Graph | 
 
 
 def _star_faults(averaging: AveragingTerms, graph: nx.Graph) -> list[str]:
-    borne = star_colluders(graph)
+    borne, most = star_colluders(graph), 1 + max(degree for _, degree in graph.degree)
+    if most > MAX_GROUP:
+        return [
+            f"the overlay {averaging.topology} has stars of {most} members, and at most {MAX_GROUP} can sum; use groups"
+        ]
     if borne is None:
         return [
             f"masks on the overlay {averaging.topology}: some members have no neighbor with two neighbors, so no star "

@@ -73,6 +73,12 @@ def test_an_overlay_that_cannot_bear_the_colluders_is_refused_with_the_number_th
     assert "no star of three takes their updates in" in fault
 
 
+def test_stars_larger_than_a_sum_are_refused() -> None:
+    assert not averaging_faults(64, AveragingTerms(topology="complete"), overlay("complete", 64, 0))
+    (fault,) = averaging_faults(65, AveragingTerms(topology="complete"), overlay("complete", 65, 0))
+    assert "stars of 65 members, and at most 64 can sum" in fault
+
+
 def test_whoever_is_in_no_star_has_terms_of_its_own_and_all_others_those_of_their_centre() -> None:
     charter = charter_for(12, 4, topology="torus")
     plans = [GroupPlan.for_peer(charter, peer) for peer in charter.roster()]

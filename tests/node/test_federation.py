@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import networkx as nx
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,6 +18,7 @@ from p2pfl.core.config import PeerConfig
 from p2pfl.core.errors import InvalidConfig
 from p2pfl.core.settings import parse_toml, validate
 from p2pfl.crypto import sm2
+from p2pfl.crypto.beacon import beacon_of
 from p2pfl.crypto.identity import Identity, charter_faults, sign_charter
 from p2pfl.learning.task import load_task, make_model
 from p2pfl.learning.vector import flatten, initial, load_model, save_model
@@ -37,6 +39,7 @@ from p2pfl.node.federation import (
     render_config,
     save_charter,
     terms_faults,
+    topology_terms,
 )
 from p2pfl.node.store import PASSPHRASE_VARIABLE, sha256_of
 from tests.core.charters import charter_values
@@ -573,3 +576,39 @@ def test_two_members_under_masks_are_no_federation_and_nothing_falls_back_to_the
     path = tmp_path / "charter.toml"
     save_charter(path, charter)
     assert "from the average each would learn the other's update" in fault(lambda: open_federation(path))
+
+
+def test_whoever_could_choose_its_salt_by_the_others_does_not_join(digits: Folders, tmp_path: Path) -> None:
+    signed = digits.charter()
+    late = create_home(tmp_path / "late", PeerConfig(name="late", announce=("/ip4/192.0.2.1/tcp/1",)))[0]
+    text = fault(lambda: join_charter(signed, late.member(signed)))
+    assert text.startswith("late cannot join version 1: ant has revealed its salt")
+    moved = digits.homes["ant"].member(signed).model_copy(update={"addresses": ("/ip4/192.0.2.9/tcp/1",)})
+    joined = join_charter(signed, moved)
+    assert not joined.signatures, "an address changes the terms"
+    assert beacon_of(joined) != beacon_of(signed), "until ant signs again"
+    assert beacon_of(sign_charter(joined, "ant", digits.homes["ant"].identity())) == beacon_of(signed)
+    charter = signed.model_copy(update={"version": 2})
+    assert "for version 2" in fault(lambda: sign_charter(charter, "bee", digits.homes["bee"].identity()))
+    for home in (*digits.homes.values(), late):
+        charter = join_charter(charter, home.member(charter))
+    for home in (*digits.homes.values(), late):
+        charter = sign_charter(charter, home.config.name, home.identity())
+    assert charter_faults(charter) == []
+
+
+def test_edges_are_read_from_a_file_and_survive_the_charter_s(tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text("bee ant\nbee cat\nant cat\n")
+    terms = topology_terms(str(tmp_path / "lines.txt"))
+    assert terms == {"topology": "edges", "edges": [("ant", "bee"), ("ant", "cat"), ("bee", "cat")]}
+    nx.write_graphml(nx.Graph([("bee", "ant"), ("bee", "cat"), ("ant", "cat")]), tmp_path / "g.graphml")
+    assert topology_terms(str(tmp_path / "g.graphml")) == terms
+    assert topology_terms("ring") == {"topology": "ring"}
+    charter = draft_charter(tmp_path / "agreed", "x", "digits", {"averaging": terms})
+    save_charter(tmp_path / "agreed" / "charter.toml", charter)
+    assert load_charter(tmp_path / "agreed" / "charter.toml") == charter
+    for text in ("", "ant\n"):
+        (tmp_path / "bad.txt").write_text(text)
+        assert "two" in fault(lambda: topology_terms(str(tmp_path / "bad.txt")))
+    (tmp_path / "bad.graphml").write_text("no xml")
+    assert "neither GraphML" in fault(lambda: topology_terms(str(tmp_path / "bad.graphml")))
