@@ -126,10 +126,15 @@ def charter_new(
     name: Annotated[str, typer.Option(help="The federation's name.")] = "federation",
     task: Annotated[str, typer.Option(help="A built-in task, or file.py:ClassName in that folder.")] = "digits",
     topology: Annotated[
-        str, typer.Option(help="groups, drawn anew each round; or exponential, ring, complete, random-regular.")
+        str,
+        typer.Option(
+            help="groups, drawn anew each round; exponential, ring, complete, random-regular, torus, hypercube, path; "
+            "or a file of members' names: GraphML, or two names a line."
+        ),
     ] = "groups",
+    regroup: Annotated[str, typer.Option(help="each-round; or never: members travel in fixed cohorts.")] = "each-round",
     masks: Annotated[
-        bool, typer.Option("--masks/--no-masks", help="Hide single updates in groups: only sums are revealed.")
+        bool, typer.Option("--masks/--no-masks", help="Hide single updates: only sums are revealed.")
     ] = True,
     rounds: Annotated[int, typer.Option(help="Rounds of local training and averaging.")] = 60,
     suite: Annotated[str, typer.Option(help="The cipher suite: aes, sm4 or gm.")] = "aes",
@@ -141,7 +146,7 @@ def charter_new(
 ) -> None:
     """Draw up a charter without members: the task, the initial model and the terms."""
     from p2pfl.learning.table_draft import draft_table
-    from p2pfl.node.federation import CHARTER_FILE, draft_charter, save_charter
+    from p2pfl.node.federation import CHARTER_FILE, draft_charter, save_charter, topology_terms
 
     path = folder / CHARTER_FILE
     if path.exists():
@@ -149,7 +154,7 @@ def charter_new(
     if (data is None) != (target is None) or (task == "tabular" and data is None):
         raise InvalidConfig("--task tabular needs both --data FILE and --target COLUMN; other tasks take neither")
     drafted = None if data is None or target is None else draft_table(data, target)
-    averaging = {"topology": topology, **({} if masks else {"masks": "off"})}
+    averaging = {**topology_terms(topology), "regroup": regroup, **({} if masks else {"masks": "off"})}
     terms = {"training": {"rounds": rounds}, "averaging": averaging, "security": {"suite": suite}}
     charter = draft_charter(folder, name, task, terms, seed, drafted.terms if drafted is not None else None)
     save_charter(path, charter)
@@ -190,7 +195,7 @@ def charter_join(charter: CharterFile = Path("charter.toml"), config: ConfigFile
         raise InvalidConfig(f"{config}: announce: empty; write where the others reach this peer, e.g. {example}")
     draft = load_charter(charter)
     had_key = home.sm2_key_path.exists()
-    member = home.member(draft.security.suite)
+    member = home.member(draft)
     joined = join_charter(draft, member)
     save_charter(charter, joined)
     if remember_charter(home, charter):
@@ -243,6 +248,8 @@ def charter_check(charter: CharterFile = Path("charter.toml")) -> None:
     """Check signatures, task file and initial model; name who or what is missing or wrong (exit code 2)."""
     from p2pfl.crypto.identity import charter_faults
     from p2pfl.node.federation import load_charter, terms_faults
+    from p2pfl.node.live import UNMASKED
+    from p2pfl.simulation.charter_text import describe_sums
 
     known = load_charter(charter)
     faults = [*terms_faults(charter, known), *charter_faults(known)]
@@ -252,6 +259,10 @@ def charter_check(charter: CharterFile = Path("charter.toml")) -> None:
         raise InvalidConfig(
             f"{charter}: not in force: {len(faults)} thing{'s' if len(faults) > 1 else ''} missing or wrong"
         )
+    if known.averaging.masks == "off":
+        _say(UNMASKED)
+    for line in describe_sums(known) if known.averaging.masks == "on" else ():
+        _say(line)
     _say(f"{charter}: in force: {known.name}, {len(known.members)} members, {known.hash().hex()[:16]}")
 
 
@@ -305,7 +316,10 @@ def peer(config: ConfigFile = Path("peer.toml")) -> None:
 def demo(
     peers: Annotated[int, typer.Option(help="How many peers, each a process of its own.")] = 8,
     topology: Annotated[
-        str, typer.Option(help="groups, drawn anew each round; or exponential, ring, complete, random-regular.")
+        str,
+        typer.Option(
+            help="groups, drawn anew each round; exponential, ring, complete, random-regular, torus, hypercube, path."
+        ),
     ] = "groups",
     group_size: Annotated[int, typer.Option(help="Members wanted in a group.")] = 4,
     rounds: Annotated[int, typer.Option(help="Rounds of local training and averaging.")] = 60,
@@ -316,7 +330,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Draws the shares of data, the initial model and all orders.")] = 0,
     suite: Annotated[str, typer.Option(help="The channels' cipher suite: aes, sm4 or gm.")] = "aes",
     masks: Annotated[
-        bool, typer.Option("--masks/--no-masks", help="Hide single updates in groups: only sums are revealed.")
+        bool, typer.Option("--masks/--no-masks", help="Hide single updates: only sums are revealed.")
     ] = True,
     chaos: Annotated[
         bool, typer.Option("--chaos", help="Kill, freeze and cut off peers meanwhile, and see them come back.")
@@ -358,7 +372,7 @@ def _demo(path: Path, numbered: bool, **settings: Any) -> None:
     federation = prepare_demo(path, chosen, numbered)
     path = federation.path
     console = Console(highlight=False)
-    masked = chosen.masks and chosen.topology == "groups"
+    masked = chosen.masks
     names = [home.config.name for home in federation.homes]
     with LiveView(names, chosen.rounds, console, str(path), masked=masked) as view:
         failures = run_demo(federation, view, debug=_debug, chaos=chosen.chaos)
@@ -522,7 +536,9 @@ def replay(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Run the simulated network under this seed, and tell that.")] = None,
     mix: Annotated[str, typer.Option(help="With --seed, what goes wrong: none, standard or hostile.")] = "standard",
-    group: Annotated[int, typer.Option(help="With --seed, members wanted in a group of the eight.")] = 4,
+    peers: Annotated[int, typer.Option(help="With --seed, how many peers.")] = 8,
+    topology: Annotated[str, typer.Option(help="With --seed: groups, or an overlay whose stars average.")] = "groups",
+    group: Annotated[int, typer.Option(help="With --seed, members wanted in a group.")] = 4,
     masks: Annotated[bool, typer.Option("--masks", help="With --seed, hide updates in the sums.")] = False,
     matrix: Annotated[int, typer.Option(help="With --seed, the fault matrix's case of that many members instead.")] = 0,
     kill: Annotated[
@@ -549,7 +565,7 @@ def replay(
     elif matrix:
         lines, reason = run_matrix(plan_of(seed or 0, matrix, kill, lie))
     else:
-        lines, reason = run_mix(seed or 0, mix, group, masked=masks)
+        lines, reason = run_mix(seed or 0, mix, peers=peers, topology=topology, group=group, masked=masks)
     if save is not None:
         save.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         _say(f"{save}: {len(lines)} lines")

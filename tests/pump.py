@@ -45,7 +45,10 @@ from p2pfl.core.trace import Event
 from p2pfl.core.wire import Hello, Ping
 from p2pfl.crypto.identity import Identity
 from p2pfl.gossip.peer_machine import PeerMachine, Plan
+from p2pfl.gossip.topology import TOPOLOGIES
 
+ANY_SIZE = sorted(set(TOPOLOGIES) - {"torus", "hypercube"})
+"""Topologies that exist for any number of members."""
 Step = Callable[[PeerId, Round, Vector], Vector]
 
 

@@ -161,7 +161,7 @@ def test_tables_of_four_banks_agree_on_the_scaling_and_are_better_together(
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the peers' processes through /proc")
 def test_killing_one_peer_leaves_the_rest_finishing_their_rounds(tmp_path: Path, start: Callable[..., Demo]) -> None:
     run = tmp_path / "run"
-    demo = start(run, "--peers", "4", "--rounds", "300", "--topology", "ring")
+    demo = start(run, "--peers", "4", "--rounds", "300", "--topology", "ring", "--no-masks")
     demo.wait_for("round ")
     os.kill(pid_of(run, "peer-1"), signal.SIGKILL)
     assert demo.end() == 0

@@ -15,7 +15,8 @@ from p2pfl.core.canonical import canonical
 from p2pfl.core.ids import PeerId
 from p2pfl.core.settings import Settings
 
-Topology = Literal["groups", "exponential", "ring", "complete", "random-regular"]
+Topology = Literal["groups", "exponential", "ring", "complete", "random-regular", "torus", "hypercube", "path", "edges"]
+Edge = Annotated[tuple[str, str], Field(strict=False)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Sm2Key = Annotated[str, Field(pattern=r"^04[0-9a-f]{128}$")]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -59,12 +60,14 @@ class Member(Settings):
 
     Attributes:
         sm2_public_key: the uncompressed point in hexadecimal, where the suite signs with SM2; None elsewhere.
+        salt_commitment: SHA-256 of the salt that this member gives to the beacon; see `p2pfl.crypto.beacon`.
     """
 
     name: str
     peer_id: str
     addresses: Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
     sm2_public_key: Sm2Key | None = None
+    salt_commitment: Sha256 | None = None
 
     _check_name = field_validator("name")(check_name)
 
@@ -240,12 +243,15 @@ class AveragingTerms(Settings):
     The tolerance is far below what moves a prediction of the built-in tasks; the limit of rounds is a guess.
 
     Attributes:
-        topology: an overlay on which neighbors average; or `groups`, drawn anew each round.
+        topology: `groups`, drawn anew each round; or an overlay, on which under masks drawn centres average with all
+            their neighbors, and without masks all neighbors with each other. `edges` is the overlay that follows.
+        edges: pairs of members' names, where the topology says so.
+        regroup: `each-round`: groups are drawn anew; `never`: members travel in cohorts that stay together, and the
+            groups of a round are unions of them.
         group_size: members wanted in a group; a group has up to twice as many, less one.
         colluders: how many members may work together without being able to forge an average or drag the others along.
         topology_seed: draws the overlay of `random-regular`.
-        masks: whether single updates are hidden: in groups only, where no two sums overlap, and there unless said
-            otherwise.
+        masks: whether single updates are hidden; if not, neighbors see each other's.
         clip: under masks, the largest absolute value of a model's parameter or buffer that is represented; a sum's
             fixed point is this fine, divided by 2^31 and multiplied by the members.
         tolerance: after the last training round the peers average until the consensus distance is below this.
@@ -253,6 +259,8 @@ class AveragingTerms(Settings):
     """
 
     topology: Topology = "groups"
+    edges: Annotated[tuple[Edge, ...], Field(strict=False)] = ()
+    regroup: Literal["each-round", "never"] = "each-round"
     group_size: Annotated[int, Field(ge=3, le=32)] = 8
     colluders: Annotated[int, Field(ge=0, le=30)] = 1
     topology_seed: Annotated[int, Field(ge=0)] = 0
@@ -261,20 +269,12 @@ class AveragingTerms(Settings):
     tolerance: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-6
     settle_rounds: Annotated[int, Field(ge=0, le=100_000)] = 500
 
-    @model_validator(mode="before")
-    @classmethod
-    def _mask_groups(cls, values: Any) -> Any:
-        if isinstance(values, dict) and "masks" not in values:
-            return {**values, "masks": "on" if values.get("topology", "groups") == "groups" else "off"}
-        return values
-
     @model_validator(mode="after")
-    def _masks_fit(self) -> "AveragingTerms":
-        if self.masks == "on" and self.topology != "groups":
-            raise ValueError(
-                f"masks are on and the topology is {self.topology}, where overlapping sums would give single updates "
-                "away; set topology to groups, or masks to off"
-            )
+    def _fit(self) -> "AveragingTerms":
+        if (self.topology == "edges") != bool(self.edges):
+            raise ValueError("edges go with the topology edges, and it with them; write both or neither")
+        if self.regroup == "never" and self.topology != "groups":
+            raise ValueError(f"regroup is never and the topology is {self.topology}; only groups are drawn anew")
         return self
 
 
@@ -326,6 +326,7 @@ class Charter(Settings):
     deadlines: Deadlines = Deadlines()
     members: Annotated[tuple[Member, ...], Field(strict=False)] = ()
     signatures: dict[str, str] = Field(default_factory=dict)
+    salts: dict[str, Sha256] = Field(default_factory=dict)
 
     _check_name = field_validator("name")(check_name)
 
@@ -336,9 +337,11 @@ class Charter(Settings):
             twice = sorted({value for value in values if values.count(value) > 1})
             if twice:
                 raise ValueError(f"two members have the {what} {twice[0]}; each needs its own")
-        strangers = sorted(set(self.signatures) - {m.name for m in self.members})
-        if strangers:
-            raise ValueError(f"signed by {strangers[0]}, who is not a member; remove that signature or add the member")
+        names = {member.name for member in self.members}
+        for signed, what in ((self.signatures, "signature"), (self.salts, "salt")):
+            strangers = sorted(set(signed) - names)
+            if strangers:
+                raise ValueError(f"signed by {strangers[0]}, who is not a member; remove that {what} or add the member")
         return self
 
     @model_validator(mode="after")
@@ -351,17 +354,17 @@ class Charter(Settings):
         return self
 
     def terms(self) -> dict[str, Any]:
-        """Return everything but the signatures, members in the order of their names, as plain values.
+        """Return everything but signatures and salts, members in the order of their names, as plain values.
 
         What a member does not have is left out, as it is in the file.
         """
-        values: dict[str, Any] = self.model_dump(exclude={"signatures"}, exclude_none=True)
+        values: dict[str, Any] = self.model_dump(exclude={"signatures", "salts"}, exclude_none=True)
         values["members"] = sorted(values["members"], key=lambda member: member["name"])
         return values
 
     def hash(self) -> bytes:
         """Return the 32 bytes by which peers know this charter: the SHA-256 of its terms' canonical encoding."""
-        return hashlib.sha256(canonical(["p2pfl/charter/2", self.terms()])).digest()
+        return hashlib.sha256(canonical(["p2pfl/charter/3", self.terms()])).digest()
 
     def roster(self) -> tuple[PeerId, ...]:
         """Return the members' peer ids in the order of their names: the overlay's nodes.
@@ -369,6 +372,10 @@ class Charter(Settings):
         By name, so that a run with fresh keys has the same overlay.
         """
         return tuple(PeerId(member.peer_id) for member in sorted(self.members, key=lambda member: member.name))
+
+    def names(self) -> tuple[str, ...]:
+        """Return the members' names in the order of the roster."""
+        return tuple(sorted(member.name for member in self.members))
 
     def member(self, name: str) -> Member | None:
         """Return the member of this name, if there is one."""

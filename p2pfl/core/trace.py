@@ -94,6 +94,7 @@ class RoundEnded:
         leader: in groups, whose proposal of survivors was certified.
         evidence: in groups, the session in hexadecimal; the signed statements refer to it.
         steps: local steps made.
+        reason: why this peer was in no sum, where no single member is the cause.
     """
 
     name: ClassVar[str] = "round"
@@ -110,6 +111,7 @@ class RoundEnded:
     leader: str = ""
     evidence: str = ""
     steps: int = 0
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

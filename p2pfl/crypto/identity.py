@@ -14,22 +14,26 @@ from dataclasses import dataclass
 
 import base58
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from p2pfl.core.canonical import canonical
 from p2pfl.core.charter import Charter, Member
 from p2pfl.core.errors import BadSignature, InvalidConfig, Malformed
 from p2pfl.core.ids import PeerId
 from p2pfl.crypto import sm2
+from p2pfl.crypto.beacon import commitment_to
 from p2pfl.crypto.sm2 import Sm2SigningKey, verify_sm2_signature
 from p2pfl.crypto.suite import SUITES
 
 SEED_BYTES = 32
 SIGNATURE_BYTES = 64
+SALT_BYTES = 32
 # Multihash "identity" of 36 bytes: protobuf field 1 (key type) = 1 (Ed25519), field 2 (data) = 32 bytes.
 _PEER_ID_PREFIX = bytes.fromhex("002408011220")
 _CHARTER_DOMAIN = "p2pfl/charter-signature/1"
+_SALT_DOMAIN = "p2pfl/salt/1"
 
 
 class Identity:
@@ -174,17 +178,35 @@ def _verify_keys(suite: str, member: Member) -> None:
 # The charter's signatures
 
 
-def sign_charter(charter: Charter, name: str, identity: Identity, sm2_key: Sm2SigningKey | None = None) -> Charter:
-    """Return the charter with the signature of the member `name` added.
+def salt_of(identity: Identity, federation: str, version: int) -> bytes:
+    """Return the salt that a member gives to the beacon of one version of a charter, 32 bytes.
+
+    It follows from the key, so that nobody has to keep it, and says nothing of it: it is HKDF (RFC 5869, with SHA-256)
+    over an Ed25519 signature that is made for nothing else and shown to nobody, and such signatures are deterministic.
+    """
+    signature = identity.sign(_SALT_DOMAIN, canonical([federation, version]))
+    return HKDF(hashes.SHA256(), SALT_BYTES, salt=None, info=_SALT_DOMAIN.encode()).derive(signature)
+
+
+def sign_charter(
+    charter: Charter,
+    name: str,
+    identity: Identity,
+    sm2_key: Sm2SigningKey | None = None,
+    salt: bytes | None = None,
+) -> Charter:
+    """Return the charter with the signature of the member `name` added, and its salt revealed.
 
     Args:
         charter: the draft.
         name: who signs.
         identity: the member's.
         sm2_key: the member's, under a suite with SM2 signatures.
+        salt: what its entry commits to; by default `salt_of` its identity.
 
     Raises:
-        InvalidConfig: there is no such member, or its record has other keys than these or than the suite asks for.
+        InvalidConfig: there is no such member, or its record has other keys than these or than the suite asks for, or
+            commits to another salt.
     """
     member = charter.member(name)
     if member is None:
@@ -201,9 +223,16 @@ def sign_charter(charter: Charter, name: str, identity: Identity, sm2_key: Sm2Si
         raise InvalidConfig(
             f"{name} stands in the charter with another SM2 key than this one; restore that, or join again"
         )
+    salt = salt_of(identity, charter.name, charter.version) if salt is None else salt
+    if member.salt_commitment != commitment_to(salt, charter.name, charter.version, member.peer_id):
+        raise InvalidConfig(
+            f"{name} has not committed to a salt for version {charter.version} of {charter.name}; each version takes "
+            "new ones: run `p2pfl charter join` again"
+        )
     signature = Signer(identity, sm2_key).sign(_CHARTER_DOMAIN, charter.hash())
     text = base64.b64encode(signature).decode()
-    return charter.model_copy(update={"signatures": {**charter.signatures, name: text}})
+    added = {"signatures": {**charter.signatures, name: text}, "salts": {**charter.salts, name: salt.hex()}}
+    return charter.model_copy(update=added)
 
 
 def charter_faults(charter: Charter) -> list[str]:
@@ -218,9 +247,27 @@ def charter_faults(charter: Charter) -> list[str]:
     digest = charter.hash()
     for member in charter.members:
         fault = _signature_fault(suite, member, digest, charter.signatures.get(member.name))
+        fault = fault or ("" if has_revealed(charter, member) else _salt_fault(charter, member))
         if fault:
             faults.append(fault)
     return faults
+
+
+def has_revealed(charter: Charter, member: Member) -> bool:
+    """Return whether a member's salt is in the charter, and is the one that its entry commits to for this version."""
+    salt = charter.salts.get(member.name)
+    commitment = None
+    if salt is not None:
+        commitment = commitment_to(bytes.fromhex(salt), charter.name, charter.version, member.peer_id)
+    return commitment is not None and commitment == member.salt_commitment
+
+
+def _salt_fault(charter: Charter, member: Member) -> str:
+    if member.salt_commitment is None:
+        return f"{member.name} has committed to no salt; join again with `p2pfl charter join`"
+    if member.name not in charter.salts:
+        return f"{member.name} has not revealed its salt; sign again"
+    return f"{member.name}'s salt is not the one that it committed to for version {charter.version}; sign again"
 
 
 def _signature_fault(suite: str, member: Member, digest: bytes, text: str | None) -> str:

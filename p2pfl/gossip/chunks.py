@@ -1,4 +1,4 @@
-"""A vector in as many chunks as a session has members, and their average in the clear."""
+"""A vector in as many chunks as a session has aggregators, and their average in the clear."""
 
 import hashlib
 from collections.abc import Sequence
@@ -9,16 +9,16 @@ from p2pfl.core.machine import Payload, Vector
 from p2pfl.gossip.average import is_sane
 
 
-def bounds(parameters: int, members: int, chunk: int) -> tuple[int, int]:
+def bounds(parameters: int, chunks: int, chunk: int) -> tuple[int, int]:
     """Return the first index of a chunk, and the first after it."""
-    return chunk * parameters // members, (chunk + 1) * parameters // members
+    return chunk * parameters // chunks, (chunk + 1) * parameters // chunks
 
 
-def cut(vector: Vector, weight: float, members: int) -> tuple[Vector, ...]:
-    """Cut float32 [parameters] into one chunk for each member: float32 [1 + its length], the weight first."""
+def cut(vector: Vector, weight: float, count: int) -> tuple[Vector, ...]:
+    """Cut float32 [parameters] into so many chunks, each float32 [1 + its length], the weight first."""
     chunks = []
-    for chunk in range(members):
-        start, end = bounds(len(vector), members, chunk)
+    for chunk in range(count):
+        start, end = bounds(len(vector), count, chunk)
         chunks.append(np.concatenate((np.array([weight], np.float32), vector[start:end])))
     return tuple(chunks)
 
@@ -46,6 +46,6 @@ def sane_digest(vector: Vector, most: float) -> bytes | None:
     return digest(vector) if is_sane(vector) and 0 < vector[0] <= most else None
 
 
-def pair(members: Sequence[int], chunk: int) -> tuple[int, int]:
-    """Return a chunk's aggregator and its deputy."""
-    return members[chunk], members[(chunk + 1) % len(members)]
+def pair(aggregators: Sequence[int], chunk: int) -> tuple[int, int]:
+    """Return a chunk's aggregator and its deputy, which is the same where there is only one."""
+    return aggregators[chunk], aggregators[(chunk + 1) % len(aggregators)]

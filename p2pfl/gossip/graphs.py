@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 import networkx as nx
 
 from p2pfl.core.errors import InvalidConfig
-from p2pfl.gossip.topology import TOPOLOGIES, hypercube, path, torus
+from p2pfl.gossip.topology import TOPOLOGIES
 
 MOST_PEERS = 1000
 """A guess: eigenvalues of the mixing matrix of so many take a second, of ten times as many a quarter of an hour."""
@@ -96,11 +96,8 @@ def _connected(name: str, n: int, draw: Callable[[int], nx.Graph], seed: int) ->
 
 GRAPHS: Mapping[str, Callable[[int, int], nx.Graph]] = {
     **{name: draw for name, draw in TOPOLOGIES.items() if name != "groups"},
-    "path": path,
     "star": star,
     "grid": grid,
-    "torus": torus,
-    "hypercube": hypercube,
     "erdos-renyi": erdos_renyi,
     "watts-strogatz": watts_strogatz,
     "barabasi-albert": barabasi_albert,

@@ -1,4 +1,7 @@
-"""One peer's protocol where groups are drawn anew each round: train, average in the group, keep what was released.
+"""One peer's protocol where sums are drawn anew each round: train, average in the group, keep what was released.
+
+A group is cut from the roster, or is a star of the overlay: a centre and all its neighbors. There statements among the
+leaves go through the centre, and whoever is in no star sits the round out.
 
 `base` is the last adopted average, and the model is base plus what local training added that no sum has taken in: the
 update. A round's outcome says what becomes of them (`Outcome` in `p2pfl.gossip.session`). From its first byte on the
@@ -9,13 +12,12 @@ with somebody's current model. One that is cut off waits: it passes no round wit
 alone.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import networkx as nx
 import numpy as np
 
-from p2pfl.core.canonical import canonical
 from p2pfl.core.charter import Charter, Deadlines
 from p2pfl.core.errors import (
     Malformed,
@@ -63,12 +65,23 @@ from p2pfl.core.machine import (
 from p2pfl.core.statements import MAX_GROUP, Advert, Enrolment, Statement
 from p2pfl.core.trace import LinkChanged, MemberChanged, Note, PeerFinished, Refused, RoundEnded, State, StateChanged
 from p2pfl.core.wire import Bye, Chunk, Have, Hello, Message, Part, Ping, Proof, Told, Want
-from p2pfl.gossip.grouping import LEAST_MASKED, bearable_colluders, groups
+from p2pfl.crypto.beacon import beacon_of
+from p2pfl.gossip.grouping import (
+    bearable_colluders,
+    cohort_size,
+    cohorts,
+    groups,
+    groups_of_cohorts,
+    least_masked,
+    star_colluders,
+    stars,
+)
 from p2pfl.gossip.membership import NO_ROUND, Members, Standing
 from p2pfl.gossip.patience import Patience
 from p2pfl.gossip.release import Keyring, Released, Terms, verified_release
 from p2pfl.gossip.secure_sum import MaskTerms
 from p2pfl.gossip.session import LEAST_RATE, NO_SESSION, REPEATS, Outcome, Session
+from p2pfl.gossip.topology import overlay_of
 
 LOOKAHEAD = 2
 """How many rounds ahead of one's own statements are kept."""
@@ -103,6 +116,8 @@ class GroupPlan:
         settle_rounds: at most so many tries after that to bring all members to one average.
         window: seconds that a round's training may take; infinite for no limit.
         whole_rounds: in how many first rounds all members are in one group, as after training.
+        cohorts: who travels together; none if single members do.
+        graph: the overlay whose stars average; None where groups do.
     """
 
     me: int
@@ -119,42 +134,81 @@ class GroupPlan:
     window: float
     deadlines: Deadlines
     whole_rounds: int = 0
+    cohorts: tuple[tuple[int, ...], ...] = ()
+    graph: nx.Graph | None = None
 
     @classmethod
     def for_peer(cls, charter: Charter, me: PeerId) -> "GroupPlan":
-        """Derive the plan of `me` from the charter."""
+        """Derive the plan of `me` from the charter.
+
+        Raises:
+            InvalidConfig: the topology does not exist for this many members.
+        """
         roster = charter.roster()
         names = {PeerId(member.peer_id): member.name for member in charter.members}
         averaging = charter.averaging
         size = min(averaging.group_size, len(roster))
-        colluders = min(averaging.colluders, bearable_colluders(size))
+        graph = None if averaging.topology == "groups" else overlay_of(charter)
+        colluders = min(averaging.colluders, bearable_colluders(size) if graph is None else star_colluders(graph) or 0)
+        beacon = beacon_of(charter)
+        together = cohorts(beacon, range(len(roster)), cohort_size(averaging)) if averaging.regroup == "never" else ()
         return cls(
             me=roster.index(me),
             charter=charter.hash(),
             roster=roster,
             names=tuple(names[peer] for peer in roster),
-            beacon=_beacon(charter),
+            beacon=beacon,
             group_size=size,
             colluders=colluders,
-            least=max(colluders + 2, LEAST_MASKED) if averaging.masks == "on" else min(colluders + 2, len(roster)),
+            least=least_masked(colluders) if averaging.masks == "on" else min(colluders + 2, len(roster)),
             parameters=charter.model.parameters,
             rounds=charter.training.rounds,
             settle_rounds=charter.averaging.settle_rounds,
             window=charter.training.window or float("inf"),
             deadlines=charter.deadlines,
             whole_rounds=charter.task.whole_rounds,
+            cohorts=together,
+            graph=graph,
         )
 
+    @property
+    def neighbors(self) -> tuple[int, ...]:
+        """The members that this peer has links to: all others, or its neighbors in the overlay."""
+        return self.neighbors_of(self.me)
+
+    def neighbors_of(self, place: int) -> tuple[int, ...]:
+        """Return the members that the one at this place has links to."""
+        if self.graph is None:
+            return tuple(other for other in range(len(self.roster)) if other != place)
+        return tuple(sorted(self.graph[place]))
+
     def groups(self, round: Round) -> tuple[tuple[int, ...], ...]:
-        """Return the groups of a round: before and after training, all members in one, if a group can be so large."""
+        """Return the groups of a round: before and after training, all members in one, if a group can be so large.
+
+        On an overlay, those of the round's stars; a member may be in none.
+        """
+        if self.graph is not None:
+            return tuple(star for _, star in stars(self.beacon, round, self.graph, self.colluders))
+        if self.cohorts and self.whole_rounds <= round < self.rounds:
+            return groups_of_cohorts(self.beacon, round, self.cohorts, self.group_size)
         # A group has up to twice as many members, less one, as are wanted.
         most = MAX_GROUP if len(self.roster) <= MAX_GROUP else MAX_GROUP // 2
         size = self.group_size if self.whole_rounds <= round < self.rounds else most
         return groups(self.beacon, round, range(len(self.roster)), size)
 
     def terms(self, round: Round) -> Terms:
-        """Return what this peer's session of a round is held to."""
-        group = next(group for group in self.groups(round) if self.me in group)
+        """Return what this peer's session of a round is held to; of itself alone if it is in no star."""
+        alone = self._terms(round, (self.me,), None)
+        return next((terms for terms in self.all_terms(round) if self.me in terms.group), alone)
+
+    def all_terms(self, round: Round) -> tuple[Terms, ...]:
+        """Return what the sessions of all groups or stars of a round are held to."""
+        if self.graph is None:
+            return tuple(self._terms(round, group, None) for group in self.groups(round))
+        drawn = stars(self.beacon, round, self.graph, self.colluders)
+        return tuple(self._terms(round, star, centre) for centre, star in drawn)
+
+    def _terms(self, round: Round, group: tuple[int, ...], centre: int | None) -> Terms:
         return Terms(
             charter=self.charter,
             roster=self.roster,
@@ -165,6 +219,7 @@ class GroupPlan:
             least=self.least,
             parameters=self.parameters,
             patience=self.deadlines.round,
+            centre=centre,
         )
 
 
@@ -223,6 +278,12 @@ class GroupMachine:
         self._cut_off_at: float | None = None
         """When the last of all links fell."""
         self._closing: RoundEnded | None = None
+        self._kept = False
+        """Whether the checkpoint of the round that ended is on the disk."""
+        self._go_on_at = 0.0
+        """Until when neighbors are waited for at a round's end."""
+        self._hopeless_at: float | None = None
+        """Since when this round's star has been without its centre, or with too few leaves."""
         self._tries = 0
         self._agreed = False
         self._standings: dict[int, Standing] = {}
@@ -246,6 +307,12 @@ class GroupMachine:
     def round(self) -> Round:
         """The round this peer is in."""
         return self._round
+
+    @property
+    def released_base(self) -> Vector | None:
+        """The last average that this peer took over, once all training rounds on an overlay are done."""
+        is_over = self._plan.graph is not None and self._state is State.SETTLING
+        return self._base if is_over else None
 
     @property
     def contribution(self) -> Vector | None:
@@ -380,12 +447,20 @@ class GroupMachine:
         if session is not None and round == self._round:
             if session.outcome is None and session.told(statement, now):
                 self._latest[signer] = statement
+                return self._pass_on(session, statement)
         elif self._round < round <= self._round + LOOKAHEAD or (session is None and round == self._round):
             early = self._early.setdefault(place, [])
             is_first = isinstance(statement.content, Advert | Enrolment)  # the rest means nothing before these
             if is_first and len(early) < MOST_EARLY * LOOKAHEAD and statement not in early:
                 early.append(statement)
         return []
+
+    def _pass_on(self, session: Session, statement: Statement) -> list[Effect]:
+        """As a star's centre, tell a leaf's statement to those that have no link with it."""
+        if session.terms.centre != self._plan.me:
+            return []
+        near = (self._plan.me, statement.signer, *self._plan.neighbors_of(statement.signer))
+        return [self._tell(who, statement) for who in session.terms.group if who not in near]
 
     def _on_own_statement(self, statement: Statement) -> None:
         """Heed what this peer signed in a life that its disk knows nothing of."""
@@ -495,7 +570,10 @@ class GroupMachine:
     def _begin_round(self, now: Seconds) -> list[Effect]:
         self._round = Round(max(self._round, self._above + 1))
         self._above = self._round - 1
+        if self._plan.graph is not None and self._round >= self._plan.rounds:
+            return self._rest()
         self._round_began, self._loss, self._steps = now, None, 0
+        self._hopeless_at = None
         self._behind_at = self._advert_at = None
         self._is_noted = False
         # After training only averages meet that were released before; and what a mask hid must not come out there.
@@ -518,6 +596,11 @@ class GroupMachine:
                 if statement.content.round >= self._round:
                     effects += self._replay(place, statement, now)
         return effects
+
+    def _rest(self) -> list[Effect]:
+        """Be done with stars: from now on only answer those that lag."""
+        self._session, self._early = None, {}
+        return [*self._enter(State.SETTLING), CancelTimer("heartbeat")]
 
     def _replay(self, place: int, statement: Statement, now: Seconds) -> list[Effect]:
         try:
@@ -547,7 +630,8 @@ class GroupMachine:
     def _on_persisted(self, key: str, now: Seconds) -> list[Effect]:
         number, _, rest = key.partition("/")
         if number == "checkpoint":
-            return self._next_round(now)
+            self._kept = True
+            return self._next_round(now) if self._may_go_on(now) else []
         if int(number) != self._round or self._session is None or self._session.outcome is not None:
             return []
         return self._of_session(self._session.persisted(rest))
@@ -561,12 +645,16 @@ class GroupMachine:
         if self._state is State.LEAVING:
             return self._leave_if_alone(now)
         session = self._session
+        if self._closing is not None and self._kept and self._may_go_on(now):
+            effects = self._next_round(now)
+            return effects + self._advance(now)
         if session is None or self._closing is not None:
             return []
-        others = [place for place, _ in self._members.items()]
-        session.may_skip = self._members.claiming(others, self._round) >= self._plan.least - 1
+        session.may_skip = self._are_enough_here()
         effects = []
-        if not session.spent and (self._is_deserted(now) or len(session.terms.group) < self._plan.least):
+        if self._sits_out(session, now) and session.is_trained:
+            session.give_up()
+        if not session.spent and (self._is_deserted(now) or self._is_group_short(session)):
             session.give_up()
         if self._advert_at is not None and now >= self._advert_at and session.training_ends is None:
             session.training_ends = self._round_began + self._plan.window
@@ -574,12 +662,63 @@ class GroupMachine:
             expected = self._members.expected(session.terms.group, self._round)
         else:  # the last average is everybody's: also whoever lags is waited for, as long as it is here
             expected = self._members.present(session.terms.group)
-        effects += self._of_session(session.advance(now, expected))
+        if len(session.terms.group) > 1 or self._plan.graph is None:
+            effects += self._of_session(session.advance(now, expected))
         effects += [*self._note_waiting(session), *self._note_standings()]
         self._give_up_if_behind(session, now)
         if session.outcome is not None:
             effects += self._close(session, now)
         return effects
+
+    def _are_enough_here(self) -> bool:
+        """Return whether so many others are in this round or beyond that this peer may pass it without a sum.
+
+        In groups as many as a sum takes. An overlay may have fewer around a peer: there half of its neighbors do.
+        """
+        neighbors, enough = self._plan.neighbors, self._plan.least - 1
+        if self._plan.graph is not None:
+            enough = min(enough, (len(neighbors) + 1) // 2)
+        return self._members.claiming(neighbors, self._round) >= enough
+
+    def _is_group_short(self, session: Session) -> bool:
+        return self._plan.graph is None and len(session.terms.group) < self._plan.least
+
+    def _sits_out(self, session: Session, now: Seconds) -> bool:
+        """Return whether this peer is in no star of this round, or in one that has not come about."""
+        terms = session.terms
+        if self._plan.graph is None or session.spent or session.is_member or session.outcome is not None:
+            return False
+        if terms.centre is None:
+            return True
+        here = self._members.expected(terms.group, self._round)
+        fits = 1 + len(here) >= self._plan.least if terms.centre == terms.me else terms.centre in here
+        if fits:
+            self._hopeless_at = None
+            return False
+        self._hopeless_at = now + self._stage if self._hopeless_at is None else self._hopeless_at
+        return now >= self._hopeless_at and self._are_enough_here()
+
+    def _may_go_on(self, now: Seconds) -> bool:
+        """Return whether the next round may begin: on an overlay, once the neighbors that keep step are in this one.
+
+        So nobody runs ahead of its neighbors, though not all take part in each round.
+        """
+        if self._plan.graph is None or self._stop_asked:
+            return True
+        if self._members.front(self._plan.colluders) >= self._round + 2:
+            return True
+        awaited = self._awaited()
+        if awaited and now >= self._go_on_at:
+            for place in awaited:
+                self._members[place].note_round(self._round, took_part=False)
+            awaited = self._awaited()
+        summed = self._session is not None and self._session.is_released
+        return not awaited and (summed or self._are_enough_here())
+
+    def _awaited(self) -> list[int]:
+        """Return the neighbors that keep step and have not entered this round yet."""
+        expected = self._members.expected(self._plan.neighbors, self._round)
+        return [place for place in sorted(expected) if self._members[place].claim < self._round]
 
     def _note_waiting(self, session: Session) -> list[Effect]:
         """Tell, once a round, an operator whose peer waits for others that it does."""
@@ -601,7 +740,11 @@ class GroupMachine:
         """Leave a round that the others are through with; first give them time to tell how it ended."""
         if session.outcome is not None or (session.survivors is not None and session.is_member):
             return
-        group = self._members.claiming(session.terms.group, Round(self._round + 1)) > self._plan.colluders
+        centre, further = session.terms.centre, Round(self._round + 1)
+        if centre in (None, session.terms.me):
+            group = self._members.claiming(session.terms.group, further) > self._plan.colluders
+        else:  # without the centre nothing more will happen
+            group = self._members.claiming((centre,), further) > 0
         if not group and self._members.front(self._plan.colluders) < self._round + 2:
             self._behind_at = None
             return
@@ -630,7 +773,8 @@ class GroupMachine:
                 took_part = session.took_part(who)
                 self._members[who].note_round(self._round, took_part)
         self._patience = session.patience
-        self._closing = self._record(session, now)
+        self._closing, self._kept = self._record(session, now), False
+        self._go_on_at = now + self._plan.deadlines.round
         return [Persist("checkpoint/", Checkpoint(Round(self._round + 1), self._base, self._update, self._synced))]
 
     def _record(self, session: Session, now: Seconds) -> RoundEnded:
@@ -652,6 +796,7 @@ class GroupMachine:
             leader="" if leader is None else names[leader],
             evidence="" if session.id == NO_SESSION else session.id.hex(),
             steps=self._steps,
+            reason="" if len(session.terms.group) > 1 or self._plan.graph is None else "in no star this round",
         )
 
     def _next_round(self, now: Seconds) -> list[Effect]:
@@ -737,6 +882,8 @@ class GroupMachine:
         return self._ask_for_average()
 
     def _last_round(self) -> Round:
+        if self._plan.graph is not None:
+            return Round(self._plan.rounds)
         return Round(self._plan.rounds + max(0, self._plan.settle_rounds - 1))
 
     def _newest_base(self) -> Round:
@@ -747,8 +894,7 @@ class GroupMachine:
         """Check a proof; ask its sender for the average, unless another is asked for it, and still has time."""
         if self._state is not State.SYNCING or place not in self._sync or not self._spend(place, now, BURST / 8):
             return []
-        terms = replace(self._plan.terms(proof.round), round=proof.round)
-        released = verified_release(terms, self._plan.groups(proof.round), self._keyring, proof.statements)
+        released = verified_release(self._plan.all_terms(proof.round), self._keyring, proof.statements)
         others = [each.round for each in self._sync.values() if each is not None]
         newer = 0 if self._sync_again is None else 1
         if released.round < max([self._newest_base(), *(number + newer for number in others)]):
@@ -783,10 +929,10 @@ class GroupMachine:
         return [Adopt(Round(self._round - 1), self.model), *self._begin_round(now)]
 
     def _start_if_linked(self, now: Seconds) -> list[Effect]:
-        linked = len(self._members.linked())
+        linked = sum(self._members[place].linked for place in self._plan.neighbors)
         # More than c members that are under way, here or further on, say that the federation runs.
         running = self._members.front(self._plan.colluders) >= max(1, self._round)
-        if linked < len(self._plan.roster) - 1 and not running:
+        if linked < len(self._plan.neighbors) and not running:
             return []
         return [CancelTimer("start"), *self._go_on(now)]
 
@@ -796,7 +942,7 @@ class GroupMachine:
         if any(known.claim > NO_ROUND for _, known in self._members.items()):
             # Somebody did answer: all links fell, for a moment perhaps.
             return [SetTimer("start", Seconds(now + self._plan.deadlines.heartbeat))]
-        names = ", ".join(name for place, name in enumerate(self._plan.names) if place != self._plan.me)
+        names = ", ".join(self._plan.names[place] for place in self._plan.neighbors)
         waited = f"no member answered within {self._plan.deadlines.start:g} s"
         return self._finish(RoundFailed(f"{waited}: {names}; check their addresses, and that they run"))
 
@@ -878,8 +1024,10 @@ class GroupMachine:
         if self._state is State.LEAVING:
             times = [known.heard_at + self._linger for _, known in self._members.items() if not known.linked]
             times = [at for at in times if at > now]
+        if self._closing is not None and self._kept and now < self._go_on_at:
+            times.append(self._go_on_at)
         if self._session is not None and self._closing is None:
-            own = (self._session.wakes_at, self._behind_at, self._advert_at, self._gone_at)
+            own = (self._session.wakes_at, self._behind_at, self._advert_at, self._gone_at, self._hopeless_at)
             times += [at for at in own if at is not None and now < at < float("inf")]
         wake = min(times, default=None)
         if wake == self._wake:
@@ -909,9 +1057,3 @@ class GroupMachine:
 def replace_peer(error: RemoteError, peer: PeerId) -> RemoteError:
     """Return the error with who is to blame."""
     return error if error.peer is not None else type(error)(error.reason, peer)
-
-
-def _beacon(charter: Charter) -> bytes:
-    """Return what groups are drawn from: names and the charter's seed, so that fresh keys draw the same."""
-    names = sorted(member.name for member in charter.members)
-    return hashlib.sha256(canonical(["p2pfl/beacon/1", charter.name, charter.averaging.topology_seed, names])).digest()

@@ -1,4 +1,4 @@
-"""Who averages with whom in a round, where groups are drawn anew each time. Everybody draws the same, from the charter.
+"""Who averages with whom in a round, in groups or in stars of an overlay. Everybody draws the same, from the charter.
 
 Whether a member answers is no input: views of that differ, the roster does not.
 """
@@ -7,7 +7,9 @@ import hashlib
 from collections.abc import Sequence
 from itertools import accumulate
 
-from p2pfl.core.canonical import canonical
+import networkx as nx
+
+from p2pfl.core.canonical import Value, canonical
 from p2pfl.core.charter import AveragingTerms
 from p2pfl.core.ids import Round
 from p2pfl.core.statements import MAX_GROUP
@@ -31,25 +33,114 @@ def groups(beacon: bytes, round: Round, members: Sequence[int], size: int) -> tu
     Returns:
         the groups, each with its members in ascending order.
     """
-    order = sorted(members, key=lambda member: hashlib.sha256(canonical([beacon, round, member])).digest())
-    count = max(1, len(order) // size)
+    order = _drawn(beacon, round, members)
+    parts = _cut(order, max(1, len(order) // size))
+    return tuple(tuple(sorted(part)) for part in parts)
+
+
+def cohorts(beacon: bytes, members: Sequence[int], least: int) -> tuple[tuple[int, ...], ...]:
+    """Cut the members, once for all rounds, into as many cohorts of at least `least` as there can be."""
+    order = _drawn(beacon, "cohorts", members)
+    return tuple(tuple(sorted(part)) for part in _cut(order, max(1, len(order) // least)))
+
+
+def groups_of_cohorts(
+    beacon: bytes, round: Round, fixed: Sequence[tuple[int, ...]], size: int
+) -> tuple[tuple[int, ...], ...]:
+    """Put the cohorts of a round together to groups of about `size`; no cohort is ever split.
+
+    A group is a union of cohorts in every round, so no linear combination of many rounds' sums gives less than the sum
+    over a cohort, as long as its members are all in each of them.
+    """
+    order = _drawn(beacon, round, range(len(fixed)))
+    parts = _cut(order, _unions(sum(map(len, fixed)), len(fixed), size))
+    return tuple(tuple(sorted(member for number in part for member in fixed[number])) for part in parts)
+
+
+def _unions(members: int, cohorts: int, size: int) -> int:
+    """Return how many groups so many cohorts make."""
+    return max(1, min(members // size, cohorts))
+
+
+def _drawn(beacon: bytes, what: Value, members: Sequence[int]) -> list[int]:
+    return sorted(members, key=lambda member: hashlib.sha256(canonical([beacon, what, member])).digest())
+
+
+def _cut(order: Sequence[int], count: int) -> list[Sequence[int]]:
+    """Cut a sequence into so many parts whose sizes differ by at most one."""
     sizes = [len(order) // count + (number < len(order) % count) for number in range(count)]
     ends = list(accumulate(sizes))
-    return tuple(tuple(sorted(order[end - width : end])) for end, width in zip(ends, sizes, strict=True))
+    return [order[end - width : end] for end, width in zip(ends, sizes, strict=True)]
 
 
-def averaging_faults(members: int, averaging: AveragingTerms) -> list[str]:
-    """Return why so many members cannot average in groups as the charter says, a line each."""
-    if averaging.topology != "groups" or averaging.masks == "off":
+def stars(beacon: bytes, round: Round, graph: nx.Graph, colluders: int) -> tuple[tuple[int, tuple[int, ...]], ...]:
+    """Draw the stars of a round: disjoint closed neighborhoods, so that no peer is in two sums.
+
+    Peers become centres in the order of SHA-256(beacon, round, place), each that is at least three hops from all
+    centres before it; so no further star would fit in.
+
+    Args:
+        beacon: fixed for the federation, and unknown to each member before it joined.
+        round: the round's number.
+        graph: the overlay.
+        colluders: how many members may work together; a neighborhood that does not bear them makes no star.
+
+    Returns:
+        each star's centre, and its members with the centre, ascending.
+    """
+    taken: set[int] = set()
+    drawn = []
+    for centre in _drawn(beacon, round, list(graph)):
+        around = {centre, *graph[centre]}
+        if bears(len(around), colluders) and taken.isdisjoint(around):
+            taken |= around
+            drawn.append((centre, tuple(sorted(around))))
+    return tuple(drawn)
+
+
+def bears(members: int, colluders: int) -> bool:
+    """Return whether a masked sum of so many members keeps its word against so many that work together."""
+    return members >= least_masked(colluders) and bearable_colluders(members) >= colluders
+
+
+def least_masked(colluders: int) -> int:
+    """Return the fewest members of a masked sum: two that are honest, and of two each would learn the other's."""
+    return max(colluders + 2, LEAST_MASKED)
+
+
+def star_colluders(graph: nx.Graph) -> int | None:
+    """Return the largest number of colluders that an overlay's stars bear; None if not every peer can be in one.
+
+    Each peer has to be in the neighborhood of one that can be a centre, or no sum would ever take its update in.
+    """
+    sizes = {node: 1 + degree for node, degree in graph.degree}
+
+    def covers(colluders: int) -> bool:
+        fit = {node for node, size in sizes.items() if bears(size, colluders)}
+        return all(node in fit or not fit.isdisjoint(graph[node]) for node in graph)
+
+    return max(filter(covers, range(max(sizes.values()))), default=None)
+
+
+def averaging_faults(members: int, averaging: AveragingTerms, graph: nx.Graph | None = None) -> list[str]:
+    """Return why so many members cannot average under masks as the charter says, a line each.
+
+    Args:
+        members: how many.
+        averaging: how.
+        graph: the overlay; None in groups.
+    """
+    if averaging.masks == "off":
         return []
     if members < LEAST_MASKED:
         return [
             f"{members} members with averaging.masks = on: from the average each would learn the other's update; "
             f"find {LEAST_MASKED - members} more, or set masks to off"
         ]
-    size = min(averaging.group_size, members)
-    count = max(1, members // size)
-    sizes = {members // count, -(-members // count)}
+    if graph is not None:
+        return _star_faults(averaging, graph)
+    low, high = group_sizes(members, averaging)
+    sizes = {low, high} if averaging.regroup == "each-round" else range(low, high + 1)
     borne = min(bearable_colluders(each) for each in sizes)
     if averaging.colluders > borne:
         return [
@@ -67,6 +158,43 @@ def scaling_faults(members: int, whole_rounds: int) -> list[str]:
             "to charter, with each number's mean and deviation"
         ]
     return []
+
+
+def _star_faults(averaging: AveragingTerms, graph: nx.Graph) -> list[str]:
+    borne, most = star_colluders(graph), 1 + max(degree for _, degree in graph.degree)
+    if most > MAX_GROUP:
+        return [
+            f"the overlay {averaging.topology} has stars of {most} members, and at most {MAX_GROUP} can sum; use groups"
+        ]
+    if borne is None:
+        return [
+            f"masks on the overlay {averaging.topology}: some members have no neighbor with two neighbors, so no star "
+            "of three takes their updates in; add links, or set masks to off"
+        ]
+    if averaging.colluders > borne:
+        lowest = 1 + min(degree for _, degree in graph.degree)
+        return [
+            f"averaging.colluders is {averaging.colluders}, and the stars of the overlay {averaging.topology}, of "
+            f"{lowest} members or more, bear {borne}; lower it, or take an overlay with more neighbors"
+        ]
+    return []
+
+
+def group_sizes(members: int, averaging: AveragingTerms) -> tuple[int, int]:
+    """Return the fewest and the most members that a group may have."""
+    size = min(averaging.group_size, members)
+    if averaging.regroup == "each-round":
+        count = max(1, members // size)
+        return members // count, -(-members // count)
+    cohort = cohort_size(averaging)
+    fixed = max(1, members // cohort)
+    count = _unions(members, fixed, size)
+    return fixed // count * (members // fixed), min(members, -(-fixed // count) * -(-members // fixed))
+
+
+def cohort_size(averaging: AveragingTerms) -> int:
+    """Return how many members travel together at least."""
+    return least_masked(averaging.colluders)
 
 
 def threshold(members: int) -> int:

@@ -80,7 +80,7 @@ from p2pfl.gossip.average import Average, average
 from p2pfl.gossip.membership import NO_ROUND, Known, Standing
 from p2pfl.gossip.mixing import bypasses, weight
 from p2pfl.gossip.settle import Claim, Settling
-from p2pfl.gossip.topology import around, diameter, gaps, overlay
+from p2pfl.gossip.topology import around, diameter, gaps, overlay_of
 
 LOOKAHEAD = 2
 """How many rounds ahead of one's own an update is kept; the design's r to r + 2."""
@@ -146,11 +146,6 @@ class Plan:
             settle_rounds=charter.averaging.settle_rounds,
             deadlines=charter.deadlines,
         )
-
-
-def overlay_of(charter: Charter) -> nx.Graph:
-    """Return the overlay of the charter's roster; node i is the i-th of `charter.roster()`."""
-    return overlay(charter.averaging.topology, len(charter.members), charter.averaging.topology_seed)
 
 
 @dataclass
@@ -286,6 +281,10 @@ class PeerMachine:
         names = ", ".join(self._name(peer) for peer in self._weights)
         waited = f"no neighbor answered within {self._plan.deadlines.start:g} s"
         return self._finish(RoundFailed(f"{waited}: {names}; check their addresses, and that they run"))
+
+    def begin(self, now: Seconds) -> list[Effect]:
+        """Begin with the neighbors that are linked, unless this peer has begun already."""
+        return self._begin(now) if self._state is State.LINKING else []
 
     def _begin(self, now: Seconds) -> list[Effect]:
         for neighbor in self._members.values():

@@ -5,7 +5,7 @@ Who shows these statements proves it to anybody, whoever it is.
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -48,6 +48,8 @@ class Terms:
         least: fewest members in a sum.
         parameters: length of the vector.
         patience: seconds that a group waits for members that are slow to take part.
+        centre: in a star, the member that has a link to each other one and averages alone; None in a group, where each
+            averages a chunk.
     """
 
     charter: bytes
@@ -59,10 +61,16 @@ class Terms:
     least: int
     parameters: int
     patience: float
+    centre: int | None = None
 
-    def bears(self, members: int) -> bool:
-        """Return whether a session of so many members is allowed."""
-        return members >= self.least and bearable_colluders(members) >= self.colluders
+    def bears(self, members: Collection[int]) -> bool:
+        """Return whether a session of these members is allowed."""
+        enough = len(members) >= self.least and bearable_colluders(len(members)) >= self.colluders
+        return enough and (self.centre is None or self.centre in members)
+
+    def aggregators(self, members: tuple[int, ...]) -> tuple[int, ...]:
+        """Return who averages the chunks of a session of these members, in the chunks' order."""
+        return members if self.centre is None or not members else (self.centre,)
 
 
 def session_id(terms: Terms, enrolment: Enrolment) -> bytes:
@@ -74,6 +82,7 @@ def session_id(terms: Terms, enrolment: Enrolment) -> bytes:
         enrolment.attempt,
         terms.colluders,
         terms.least,
+        terms.centre,
     ]
     return hashlib.sha256(
         canonical([*values, terms.parameters, list(enrolment.members), list(enrolment.adverts)])
@@ -107,13 +116,13 @@ class Released:
 
     def length(self, parameters: int) -> int:
         """Return how many float32 values `Session.released` has."""
-        return parameters + len(self.members)
+        return parameters + len(self.digests)
 
     def open(self, values: Vector, parameters: int) -> Vector | None:
         """Return the average, float32 [parameters], from `Session.released`; None if the values are others."""
         parts, end = [], 0
         for chunk, expected in enumerate(self.digests):
-            first, last = bounds(parameters, len(self.members), chunk)
+            first, last = bounds(parameters, len(self.digests), chunk)
             part = values[end : (end := end + 1 + last - first)]
             if digest(part) != expected:
                 return None
@@ -121,14 +130,12 @@ class Released:
         return np.concatenate(parts)
 
 
-def verified_release(
-    terms: Terms, groups: Sequence[tuple[int, ...]], keyring: Keyring, statements: Sequence[Statement]
-) -> Released:
+def verified_release(sessions: Sequence[Terms], keyring: Keyring, statements: Sequence[Statement]) -> Released:
     """Check that a session of a round released an average; never take a peer's word for it, nor its model.
 
     Args:
-        terms: of the round that the enrolment among the statements names; the group in them does not matter.
-        groups: of that round.
+        sessions: what those of each group, or star, are held to in the round that the enrolment among the statements
+            names; whose terms they are otherwise does not matter.
         keyring: checks the signatures.
         statements: as `Session.proof` gives them.
 
@@ -136,11 +143,13 @@ def verified_release(
         RemoteError: the statements do not prove it.
     """
     first = statements[0].content if statements else None
-    if not isinstance(first, Enrolment) or first.round != terms.round:
+    if not isinstance(first, Enrolment):
         raise Malformed("sent an average without its enrolment")
     members = first.members
-    if not any(set(members) <= set(group) for group in groups) or not terms.bears(len(members)):
+    terms = next((each for each in sessions if set(members) <= set(each.group) and each.bears(members)), None)
+    if terms is None or first.round != terms.round:
         raise Malformed("sent an average of members who are no group of its round")
+    aggregators = terms.aggregators(members)
     session = session_id(terms, first)
     votes: dict[int, Vote] = {}
     digests: dict[int, bytes] = {}
@@ -151,8 +160,8 @@ def verified_release(
         keyring.verify(statement.signer, statement.body, statement.signature)
         if isinstance(content, Vote):
             votes[statement.signer] = content
-        elif content.chunk < len(members) and statement.signer in pair(members, content.chunk):
+        elif content.chunk < len(aggregators) and statement.signer in pair(aggregators, content.chunk):
             digests[content.chunk] = content.digest
-    if certified(votes, members, terms.least) is None or len(digests) != len(members):
+    if certified(votes, members, terms.least) is None or len(digests) != len(aggregators):
         raise Malformed("sent an average that is not certified")
-    return Released(first.round, session, members, tuple(digests[chunk] for chunk in range(len(members))))
+    return Released(first.round, session, members, tuple(digests[chunk] for chunk in range(len(aggregators))))

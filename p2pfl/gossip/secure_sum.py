@@ -217,30 +217,26 @@ class Secrets:
 
     # The vector
 
-    def masked(self, vector: Vector, weight: int) -> tuple[Bytes, ...]:
-        """Return the chunk for each member, masked: uint8 [its size].
+    def masked(self, vector: Vector, weight: int, count: int) -> tuple[Bytes, ...]:
+        """Return the chunk for each of `count` aggregators, masked: uint8 [its size].
 
         Raises:
             RoundFailed: a value is NaN or infinite.
             InvalidConfig: too many values are beyond the clip.
         """
         suite, members = self._terms.suite, self._members
-        layout = self.layout(len(vector))
+        layout = Layout(len(vector), count, self._terms.bits)
         pairs = {self._roster[who]: key for who, key in self._pairs.items()}
         masks = own_masks(self._roster[self._me], self_key(suite, self._seed, self._session), pairs)
         ring = self._terms.ring(len(members))
         hidden = MaskedVector(suite, ring, layout, vector, weight, masks)
         verify_clipped(hidden.clipped, len(vector))
         chunks = []
-        for index in range(len(members)):
+        for index in range(count):
             chunk: Bytes = np.empty(layout.chunk(index).size, np.uint8)
             hidden.block_into(index, 0, chunk.data)
             chunks.append(chunk)
         return tuple(chunks)
-
-    def layout(self, values: int) -> Layout:
-        """Return how a vector of so many values is cut."""
-        return Layout(values, len(self._members), self._terms.bits)
 
     # Unmasking
 
@@ -378,12 +374,13 @@ class Secrets:
 
 
 def average_chunk(
-    terms: MaskTerms, layout: Layout, index: int, chunks: Sequence[Bytes], masks: Sequence[Mask]
+    terms: MaskTerms, ring: Ring, layout: Layout, index: int, chunks: Sequence[Bytes], masks: Sequence[Mask]
 ) -> Vector:
     """Sum the survivors' masked chunks, take off what masks are left, and return weight and average.
 
     Args:
         terms: how vectors are masked.
+        ring: of the session's members.
         layout: how they are cut.
         index: which chunk.
         chunks: one of each survivor, uint8 [its size].
@@ -396,7 +393,7 @@ def average_chunk(
         RemoteError: a mask is left, or somebody's chunk lied.
     """
     total = bytearray(layout.chunk(index).size)
-    ring, view = terms.ring(layout.chunks), memoryview(total)
+    view = memoryview(total)
     for chunk in chunks:
         add_chunk(ring, view, chunk.data)
     unmask(terms.suite, layout, index, view, masks)

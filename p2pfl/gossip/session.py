@@ -192,19 +192,19 @@ class Session:
     @property
     def is_released(self) -> bool:
         """Whether all chunks of the average are here."""
-        return self.survivors is not None and len(self._results) == len(self._work.members)
+        return self.survivors is not None and len(self._results) == len(self._aggregators)
 
     def average(self) -> Vector | None:
         """Return the released average, float32 [parameters], once all its chunks are here."""
         if not self.is_released:
             return None
-        return np.concatenate([self._results[chunk][0][1:] for chunk in range(len(self._work.members))])
+        return np.concatenate([self._results[chunk][0][1:] for chunk in range(len(self._aggregators))])
 
     def patch(self, base: Vector) -> Vector:
         """Return `base` with those chunks of the average in it that are here."""
         patched = base.copy()
         for chunk, (values, _) in self._results.items():
-            start, end = bounds(self.terms.parameters, len(self._work.members), chunk)
+            start, end = bounds(self.terms.parameters, len(self._aggregators), chunk)
             patched[start:end] = values[1:]
         return patched
 
@@ -329,10 +329,9 @@ class Session:
         content = statement.content
         if isinstance(content, Result):
             # Anybody may sign anything; only the aggregator's word counts, and its deputy's when that is overdue.
-            members = self._work.members
-            if content.session != self._work.session or not content.chunk < len(members):
+            if content.session != self._work.session or not content.chunk < len(self._aggregators):
                 return False
-            aggregator, deputy = pair(members, content.chunk)
+            aggregator, deputy = self._holders(content.chunk)
             if statement.signer == deputy != aggregator and self._work.enrolled:
                 return self._now >= self._at.get("deputy", 0.0) - self._stage
             return statement.signer in (aggregator, deputy)
@@ -348,8 +347,8 @@ class Session:
         work = self._work
         if chunk.session != work.session or not work.members:
             return "not of this peer's session"
-        if chunk.chunk >= len(work.members):
-            raise Malformed(f"offered chunk {chunk.chunk} of {len(work.members)}")
+        if chunk.chunk >= len(self._aggregators):
+            raise Malformed(f"offered chunk {chunk.chunk} of {len(self._aggregators)}")
         size = self._size(chunk.part, chunk.chunk)
         if chunk.length != size:
             kind = TooLarge if chunk.length > size else Malformed
@@ -372,10 +371,10 @@ class Session:
 
     def _size(self, part: Part, chunk: int) -> int:
         """Return the bytes of a chunk: masked words where it is an upload under masks, else float32."""
-        members = len(self._work.members)
+        count = len(self._aggregators)
         if self._masks is not None and part is Part.UPLOAD:
-            return Layout(self.terms.parameters, members, self._masks.bits).chunk(chunk).size
-        start, end = bounds(self.terms.parameters, members, chunk)
+            return Layout(self.terms.parameters, count, self._masks.bits).chunk(chunk).size
+        start, end = bounds(self.terms.parameters, count, chunk)
         return 4 * (1 + end - start)
 
     def received(self, sender: int, chunk: Chunk, payload: bytearray) -> list[Effect]:
@@ -414,7 +413,7 @@ class Session:
     def answer_want(self, sender: int, want: Want, now: float) -> list[Effect]:
         """Send a chunk again to a member of the group that may have it."""
         work, chunk = self._work, want.chunk
-        if want.session != work.session or chunk >= len(work.members) or sender not in self.terms.group:
+        if want.session != work.session or chunk >= len(self._aggregators) or sender not in self.terms.group:
             return []
         if want.part is Part.RESULT and chunk in self._results:
             payload: Payload = self._results[chunk][0]
@@ -485,6 +484,8 @@ class Session:
     def _order(self, who: int | tuple[int, object]) -> bytes:
         """Return the place in the order of leaders: before a session exists by round and attempt, then by session."""
         place = who[0] if isinstance(who, tuple) else who
+        if place == self.terms.centre:
+            return b""  # before all others: what they say, it passes on
         work = self._work
         context = work.session if work.members else work.attempt
         if (context, place) not in self._orders:
@@ -510,7 +511,7 @@ class Session:
         return effects
 
     def _bears_adverts(self) -> bool:
-        return self.terms.bears(len(self._statements.signed(Advert, self._work.attempt)))
+        return self.terms.bears(self._statements.signed(Advert, self._work.attempt))
 
     def _enroll(self, expected: frozenset[int]) -> list[Effect]:
         work = self._work
@@ -520,7 +521,9 @@ class Session:
         if self.terms.me not in adverts or len(adverts) <= self.terms.colluders:
             return []
         self._set("close", self.terms.patience if work.attempt == 0 else 2 * self._stage)
-        if not (expected <= set(adverts) or self._is_due("close")) or not self._bears_adverts():
+        # A star's centre knows best whom to wait for.
+        complete = expected <= set(adverts) and self.terms.centre in (None, self.terms.me)
+        if not (complete or self._is_due("close")) or not self._bears_adverts():
             return []
         rank = sorted(adverts, key=self._order).index(self.terms.me)
         self._set("lead", rank * self._stage)
@@ -531,7 +534,7 @@ class Session:
         if not self._is_due("lead") or enrolments:
             return []
         members = tuple(sorted(set(adverts) - self._suspects))
-        if not self.terms.bears(len(members)):
+        if not self.terms.bears(members):
             return []
         named = tuple(adverts[member].digest() for member in members)
         return self._state(Enrolment(self.terms.round, work.attempt, members, named))
@@ -570,7 +573,7 @@ class Session:
                 member in adverts and adverts[member].digest() == named
                 for member, named in zip(enrolment.members, enrolment.adverts, strict=True)
             )
-            if known and self.terms.me in enrolment.members and self.terms.bears(len(enrolment.members)):
+            if known and self.terms.me in enrolment.members and self.terms.bears(enrolment.members):
                 return self._begin(enrolment)
         return []
 
@@ -667,17 +670,17 @@ class Session:
         if not work.began or work.uploading or self._vector is None or self._is_due("collect"):
             return []
         work.uploading = True
-        vector, members, secrets = self._vector, len(work.members), work.secrets
+        vector, count, secrets = self._vector, len(self._aggregators), work.secrets
         if secrets is not None:
-            return [Compute("cut", lambda: secrets.masked(vector, WEIGHT_ONE), vector.nbytes)]
-        return [Compute("cut", lambda: cut(vector, 1.0, members), vector.nbytes)]
+            return [Compute("cut", lambda: secrets.masked(vector, WEIGHT_ONE, count), vector.nbytes)]
+        return [Compute("cut", lambda: cut(vector, 1.0, count), vector.nbytes)]
 
     def _send_upload(self) -> list[Effect]:
         work = self._work
         work.uploaded = True
         roots = tuple(map(digest, self._chunks))
         effects = self._state(Roots(self.terms.round, work.session, roots))
-        for chunk, aggregator in enumerate(work.members):
+        for chunk, aggregator in enumerate(self._aggregators):
             if aggregator != self.terms.me:
                 effects += self._bulk(aggregator, Part.UPLOAD, chunk, self._chunks[chunk])
                 continue
@@ -685,8 +688,12 @@ class Session:
             effects += self._bulk(self._holders(chunk)[1], Part.UPLOAD, chunk, self._chunks[chunk])
         return effects
 
+    @property
+    def _aggregators(self) -> tuple[int, ...]:
+        return self.terms.aggregators(self._work.members)
+
     def _holders(self, chunk: int) -> tuple[int, int]:
-        return pair(self._work.members, chunk)
+        return pair(self._aggregators, chunk)
 
     def _is_mine(self, chunk: int, uploader: int) -> bool:
         """Return whether this peer is to hold that uploader's chunk."""
@@ -698,15 +705,21 @@ class Session:
     def _mine(self) -> list[tuple[int, int]]:
         """Return every (chunk, uploader) this peer is to hold."""
         members = self._work.members
-        place = members.index(self.terms.me)
-        chunks = (place, (place - 1) % len(members))
-        return [(chunk, who) for chunk in chunks for who in members if self._is_mine(chunk, who)]
+        return [(chunk, who) for chunk in self._own_chunks() for who in members if self._is_mine(chunk, who)]
+
+    def _own_chunks(self) -> tuple[int, ...]:
+        """Return the chunk that this peer averages and the one it is deputy for, if others may have to be averaged."""
+        aggregators = self._aggregators
+        if self.terms.me not in aggregators:
+            return ()
+        place = aggregators.index(self.terms.me)
+        return (place, (place - 1) % len(aggregators))[: len(aggregators)]
 
     def _is_whole(self, chunk: int, uploader: int) -> bool:
         """Return whether an upload is here and is what its uploader committed to."""
         held = self._uploads.get((chunk, uploader))
         roots = self._statements.of(Roots, self._work.session).get(uploader)
-        if held is None or roots is None or len(roots.digests) != len(self._work.members):
+        if held is None or roots is None or len(roots.digests) != len(self._aggregators):
             return False
         if roots.digests[chunk] != held[1]:
             self._suspects.add(uploader)
@@ -720,6 +733,9 @@ class Session:
     # Agree
 
     def _is_acknowledged(self) -> bool:
+        """Return whether this peer has said whose chunks it holds; a leaf of a star, that holds none, has at once."""
+        if self.terms.me not in self._aggregators:
+            return "propose" in self._at
         return self.terms.me in self._statements.signed(Acknowledged, self._work.session)
 
     def _acknowledge(self) -> list[Effect]:
@@ -735,6 +751,8 @@ class Session:
         rank = sorted(work.members, key=self._order).index(self.terms.me)
         self._set("propose", others + (1 + rank) * self._stage)
         self._set("certify", others + (min(len(work.members), 4) + 3) * self._stage)
+        if self.terms.me not in self._aggregators:
+            return []
         return self._state(Acknowledged(self.terms.round, work.session, uploaders))
 
     def _propose(self) -> list[Effect]:
@@ -743,25 +761,25 @@ class Session:
             return []
         proposals = self._statements.of(Proposal, work.session)
         lists = {who: set(each.uploaders) for who, each in self._statements.of(Acknowledged, work.session).items()}
-        first = min(work.members, key=self._order) == self.terms.me and len(lists) == len(work.members)
+        first = min(work.members, key=self._order) == self.terms.me and len(lists) == len(self._aggregators)
         if self.terms.me in proposals or not (first or self._is_due("propose")):
             return []
         voted = {vote.survivors for vote in self._statements.of(Vote, work.session).values()}
         for proposal in proposals.values():
             if proposal.survivors in voted and self._is_founded(proposal):
                 return self._state(proposal)
-        live, survivors = _largest(lists, work.members, threshold(len(work.members)))
+        live, survivors = _largest(lists, work.members, self._aggregators)
         if len(survivors) < self.terms.least:
             return []
         return self._state(Proposal(self.terms.round, work.session, live, survivors))
 
     def _is_founded(self, proposal: Proposal) -> bool:
         """Return whether the acknowledgements say what a proposal does, and enough members sign them."""
-        members = self._work.members
+        members, aggregators = self._work.members, self._aggregators
         lists = {who: set(each.uploaders) for who, each in self._statements.of(Acknowledged, proposal.session).items()}
-        if not set(proposal.live) <= set(lists) & set(members) or len(proposal.live) < threshold(len(members)):
+        if not set(proposal.live) <= set(lists) & set(aggregators) or len(proposal.live) < threshold(len(aggregators)):
             return False
-        return proposal.survivors == _shared({who: lists[who] for who in proposal.live}, members)
+        return proposal.survivors == _shared({who: lists[who] for who in proposal.live}, members, aggregators)
 
     def _vote(self) -> list[Effect]:
         work = self._work
@@ -769,13 +787,14 @@ class Session:
             return []
         for _, proposal in sorted(self._statements.of(Proposal, work.session).items(), key=self._order):
             enough = len(proposal.survivors) >= self.terms.least
-            if enough and self.terms.me in proposal.live and self._is_founded(proposal):
+            heeded = self.terms.me in proposal.live or self.terms.me not in self._aggregators
+            if enough and heeded and self._is_founded(proposal):
                 work.voting = proposal.survivors
                 return [Persist("voted", Voted(self.terms.round, work.session, proposal.survivors))]
         return []
 
     def _certified(self, session: bytes, members: Sequence[int]) -> tuple[int, ...] | None:
-        if not self.terms.bears(len(members)):
+        if not self.terms.bears(members):
             return None
         return certified(self._statements.of(Vote, session), members, self.terms.least)
 
@@ -801,9 +820,11 @@ class Session:
                     self._results.setdefault(chunk, (vector, found))
         if not work.enrolled:
             return []
-        place = work.members.index(self.terms.me)
-        effects = [*self._reveal(), *self._sum(place)]
-        before = (place - 1) % len(work.members)
+        effects, chunks = self._reveal(), self._own_chunks()
+        effects += self._sum(chunks[0]) if chunks else []
+        if len(chunks) < 2:
+            return effects
+        before = chunks[1]
         # Also one that signed its result and sends it to nobody.
         orphaned = self._is_due("deputy") and before not in self._results
         if orphaned and not work.deputizes:
@@ -846,14 +867,15 @@ class Session:
             return []
         self._work.reducing.add(chunk)
         parts = [self._uploads[chunk, who][0] for who in survivors]
-        layout = None if terms is None else Layout(self.terms.parameters, len(self._work.members), terms.bits)
+        layout = None if terms is None else Layout(self.terms.parameters, len(self._aggregators), terms.bits)
+        members = len(self._work.members)
 
         def work() -> tuple[Vector, bytes] | None:
             if terms is None or layout is None or masks is None:
                 result = reduce(parts)
                 return result, digest(result)
             try:
-                result = average_chunk(terms, layout, chunk, parts, masks)
+                result = average_chunk(terms, terms.ring(members), layout, chunk, parts, masks)
             except RemoteError:
                 return None
             return result, digest(result)
@@ -899,7 +921,8 @@ class Session:
         for chunk in results:
             if chunk not in self._results:
                 # The signer first; when that was in vain, whoever else may have it by now.
-                holders = [results[chunk].signer, *(who for who in work.members if who != self.terms.me)]
+                others = work.members if self.terms.centre is None else self._aggregators
+                holders = [results[chunk].signer, *(who for who in others if who != self.terms.me)]
                 yield holders[self._asked % len(holders)], Part.RESULT, chunk
                 self._asked += 1
         if work.enrolled and work.began:
@@ -914,9 +937,13 @@ class Session:
     def _conclusion(self) -> Outcome | None:
         work = self._work
         if self.survivors is not None:
-            if len(self._results) == len(work.members):
+            if len(self._results) == len(self._aggregators):
                 return Outcome.FULL if self.terms.me in self.survivors and work.uploaded else Outcome.LATE
-            return Outcome.PARTIAL if self._is_due("reduce") else None
+            if not self._is_due("reduce"):
+                return None
+            if self._results:
+                return Outcome.PARTIAL
+            return Outcome.VOID if work.uploading else Outcome.SKIP
         if self._is_due("certify"):
             return Outcome.VOID if work.uploading else Outcome.SKIP
         if self._is_due("failed") or (self.is_short and self.may_skip):
@@ -946,7 +973,7 @@ class Session:
         """Return what `Released.open` reads: the results of all chunks, float32 [parameters + members]."""
         if not self.is_released:
             return None
-        return np.concatenate([self._results[chunk][0] for chunk in range(len(self._work.members))])
+        return np.concatenate([self._results[chunk][0] for chunk in range(len(self._aggregators))])
 
     def give_up(self) -> None:
         """End the round without its average: the others are in a later one."""
@@ -975,28 +1002,31 @@ class Session:
         return [SendBulk((self.terms.roster[who],), message, payload)]
 
 
-def _shared(lists: Mapping[int, set[int]], members: Sequence[int]) -> tuple[int, ...]:
+def _shared(lists: Mapping[int, set[int]], members: Sequence[int], aggregators: Sequence[int]) -> tuple[int, ...]:
     """Return the survivors that follow from these acknowledgements: whom all of them name.
 
     Where two aggregators or more are gone, none of them survives: each may hold the only copy of another's chunk.
     """
-    alone = len(lists) < len(members) - 1
+    alone = len(lists) < len(aggregators) - 1
     return tuple(who for who in members if all(who in each for each in lists.values()) and (who in lists or not alone))
 
 
 def _largest(
-    lists: Mapping[int, set[int]], members: Sequence[int], least: int
+    lists: Mapping[int, set[int]], members: Sequence[int], aggregators: Sequence[int]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Choose whose acknowledgements count, at least `least`, so that many survive; return both.
+    """Choose whose acknowledgements count, at least three quarters of the aggregators', so that many survive.
+
+    Returns:
+        whose count, and who survives.
 
     One aggregator that received little, or says so, would else cost everybody the round; its deputy takes its chunk.
     """
-    live = [who for who in members if who in lists]
-    survivors = _shared({who: lists[who] for who in live}, members)
-    while len(live) > least:
+    live = [who for who in aggregators if who in lists]
+    survivors = _shared({who: lists[who] for who in live}, members, aggregators)
+    while len(live) > threshold(len(aggregators)):
         shortest = min(live, key=lambda who: (len(lists[who]), who))
         fewer = [who for who in live if who != shortest]
-        more = _shared({who: lists[who] for who in fewer}, members)
+        more = _shared({who: lists[who] for who in fewer}, members, aggregators)
         if len(more) <= len(survivors):
             break
         live, survivors = fewer, more

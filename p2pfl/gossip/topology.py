@@ -4,10 +4,11 @@ Here all links go both ways. Every graph is connected, or it is refused.
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import networkx as nx
 
+from p2pfl.core.charter import Charter
 from p2pfl.core.errors import InvalidConfig
 
 RANDOM_REGULAR_DEGREE = 4
@@ -84,6 +85,9 @@ TOPOLOGIES: Mapping[str, Callable[[int, int], nx.Graph]] = {
     "ring": ring,
     "complete": complete,
     "random-regular": random_regular,
+    "torus": torus,
+    "hypercube": hypercube,
+    "path": path,
 }
 
 
@@ -100,6 +104,41 @@ def overlay(name: str, n: int, seed: int) -> nx.Graph:
     graph = nx.Graph(TOPOLOGIES[name](n, seed))
     graph.remove_edges_from(list(nx.selfloop_edges(graph)))
     return graph
+
+
+def named_edges(names: Sequence[str], edges: Sequence[tuple[str, str]]) -> nx.Graph:
+    """Return the graph of the members' names that a charter's `averaging.edges` gives; node i is the i-th name.
+
+    Raises:
+        InvalidConfig: it names somebody else, leaves a member out, or is not connected.
+    """
+    places = {name: place for place, name in enumerate(names)}
+    for edge in edges:
+        for end in edge:
+            if end not in places:
+                raise InvalidConfig(f"averaging.edges: {end} is not a member; there are {', '.join(names)}")
+    if len(names) < 2:
+        raise InvalidConfig(f"a federation needs at least two members, not {len(names)}")
+    graph = nx.Graph()
+    graph.add_nodes_from(range(len(names)))
+    graph.add_edges_from((places[one], places[other]) for one, other in edges if one != other)
+    if not nx.is_connected(graph):
+        apart = min(nx.connected_components(graph), key=len)
+        who = ", ".join(names[place] for place in sorted(apart))
+        raise InvalidConfig(f"averaging.edges: no path leads from {who} to the others; add an edge")
+    return graph
+
+
+def overlay_of(charter: Charter) -> nx.Graph:
+    """Return the overlay of the charter's roster; node i is the i-th of `charter.roster()`.
+
+    Raises:
+        InvalidConfig: the topology does not exist for these members.
+    """
+    averaging = charter.averaging
+    if averaging.topology == "edges":
+        return named_edges(charter.names(), averaging.edges)
+    return overlay(averaging.topology, len(charter.members), averaging.topology_seed)
 
 
 def diameter(graph: nx.Graph) -> int:

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import networkx as nx
 import tomlkit
 from multiaddr import Multiaddr
 from multiaddr.exceptions import Error as MultiaddrError
@@ -19,9 +20,11 @@ from p2pfl.core.charter import Charter, Member, ModelTerms, TableTerms, TaskTerm
 from p2pfl.core.config import PeerConfig
 from p2pfl.core.errors import InvalidConfig
 from p2pfl.core.settings import parse_toml, validate
-from p2pfl.crypto.identity import Identity, Signer, charter_faults, public_key
+from p2pfl.crypto.beacon import commitment_to
+from p2pfl.crypto.identity import Identity, Signer, charter_faults, has_revealed, public_key, salt_of
 from p2pfl.crypto.suite import SUITES
 from p2pfl.gossip.grouping import averaging_faults, scaling_faults
+from p2pfl.gossip.topology import TOPOLOGIES, overlay_of
 from p2pfl.learning.task import LoadedTask, load_task, make_model
 from p2pfl.learning.vector import assign, initial, layout, load_model, save_model
 from p2pfl.node.store import (
@@ -106,8 +109,12 @@ class Home:
             )
         return Signer(identity, load_sm2_key(self.sm2_key_path, passphrase))
 
-    def member(self, suite: str) -> Member:
-        """Return this member's entry in a charter with a suite; makes the SM2 key if the suite asks for one.
+    def member(self, charter: Charter, salt: bytes | None = None) -> Member:
+        """Return this member's entry in a charter; makes the SM2 key if the suite asks for one.
+
+        Args:
+            charter: a draft of it.
+            salt: what the entry commits to; by default one that follows from the key.
 
         Raises:
             InvalidConfig: a key cannot be read or made, or `announce` is empty.
@@ -115,7 +122,9 @@ class Home:
         passphrase = self._passphrase()
         identity = load_identity(self.identity_path, passphrase)
         values: dict[str, Any] = {"name": self.config.name, "peer_id": identity.peer_id}
-        if SUITES[suite].sm2_signatures:
+        salt = salt_of(identity, charter.name, charter.version) if salt is None else salt
+        values["salt_commitment"] = commitment_to(salt, charter.name, charter.version, identity.peer_id)
+        if SUITES[charter.security.suite].sm2_signatures:
             if self.sm2_key_path.exists():
                 key = load_sm2_key(self.sm2_key_path, passphrase)
             else:
@@ -254,7 +263,7 @@ def render_charter(charter: Charter) -> str:
         tomlkit.comment("A federation's charter: what all members agree on. `p2pfl charter show` explains it.")
     )
     values = charter.model_dump(mode="json", exclude_none=True)
-    members, signatures = values.pop("members"), values.pop("signatures")
+    members, signatures, salts = values.pop("members"), values.pop("signatures"), values.pop("salts")
     for key, value in values.items():
         document.add(key, tomlkit.item(value))
     tables = tomlkit.aot()
@@ -264,6 +273,8 @@ def render_charter(charter: Charter) -> str:
         document.add("members", tables)
     if signatures:
         document.add("signatures", tomlkit.item(signatures))
+    if salts:
+        document.add("salts", tomlkit.item(salts))
     text = tomlkit.dumps(document)
     # What peers read must be what was meant: a library's surprise would surface here, not at a member's site.
     if tomllib.loads(text).get("members", []) != members:
@@ -331,20 +342,49 @@ def _with_model(folder: Path, draft: Charter, loaded: LoadedTask, seed: int) -> 
     return draft.model_copy(update={"model": written})
 
 
+def topology_terms(topology: str) -> dict[str, Any]:
+    """Return what `[averaging]` says of a topology: its name; or the edges in a file, whose nodes are members' names.
+
+    Raises:
+        InvalidConfig: the file is no graph.
+    """
+    path = Path(topology)
+    if topology in TOPOLOGIES or not path.is_file():
+        return {"topology": topology}
+    try:
+        read = nx.read_graphml if path.suffix == ".graphml" else nx.read_edgelist
+        graph = nx.Graph(read(path))
+    except (ValueError, TypeError, IndexError, SyntaxError, nx.NetworkXException) as error:
+        raise InvalidConfig(f"{path}: neither GraphML (.graphml) nor two names a line: {error}") from error
+    edges = sorted(tuple(sorted(map(str, edge))) for edge in graph.edges if edge[0] != edge[1])
+    if not edges:
+        raise InvalidConfig(f"{path}: has no edges; write two members' names a line")
+    return {"topology": "edges", "edges": edges}
+
+
 def join_charter(charter: Charter, member: Member) -> Charter:
     """Return the draft with a member added, or changed if its key is there; no signature survives a change.
 
     Raises:
-        InvalidConfig: the name or the key belongs to another member.
+        InvalidConfig: the name or the key belongs to another member, or salts are known by which this one's could be
+            chosen.
     """
     others = [known for known in charter.members if known.peer_id != member.peer_id]
     if any(known.name == member.name for known in others):
         raise InvalidConfig(
             f"{member.name} is in this draft with another key; choose another name, or remove that entry"
         )
+    before = next((known for known in charter.members if known.peer_id == member.peer_id), None)
+    revealed = [known.name for known in charter.members if has_revealed(charter, known)]
+    if revealed and (before is None or before.salt_commitment != member.salt_commitment):
+        raise InvalidConfig(
+            f"{member.name} cannot join version {charter.version}: {revealed[0]} has revealed its salt, by which "
+            f"another could be chosen; write version = {charter.version + 1} into the draft, and all join again"
+        )
     values = charter.model_dump()
     values["members"] = [*(known.model_dump() for known in others), member.model_dump()]
-    joined = validate(Charter, {**values, "signatures": {}}, "draft")
+    salts = {known.name: charter.salts[known.name] for known in others if has_revealed(charter, known)}
+    joined = validate(Charter, {**values, "signatures": {}, "salts": salts}, "draft")
     return charter if joined.hash() == charter.hash() else joined
 
 
@@ -374,8 +414,14 @@ def terms_faults(path: Path, charter: Charter) -> list[str]:
 
 
 def _averaging_faults(charter: Charter) -> list[str]:
-    members = len(charter.members)
-    return [*averaging_faults(members, charter.averaging), *scaling_faults(members, charter.task.whole_rounds)]
+    graph, members = None, len(charter.members)
+    if charter.averaging.topology != "groups" and members > 1:
+        try:
+            graph = overlay_of(charter)
+        except InvalidConfig as error:
+            return [str(error)]
+    faults = averaging_faults(members, charter.averaging, graph) if members > 1 else []
+    return [*faults, *scaling_faults(members, charter.task.whole_rounds)]
 
 
 def _check_model_file(path: Path, charter: Charter) -> Path:

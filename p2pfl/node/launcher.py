@@ -63,6 +63,7 @@ def create_federation(
     *,
     addresses: Sequence[tuple[str, str]] | None = None,
     table: TableTerms | None = None,
+    salts: Sequence[bytes] | None = None,
 ) -> LocalFederation:
     """Make folders, draw up a charter and have all members join and sign it, as organisations would one by one.
 
@@ -74,6 +75,8 @@ def create_federation(
         seed: draws the initial model, and with a peer's number the order of its examples.
         addresses: where each peer listens, and where it says that others reach it; by default one on a free port.
         table: what every peer's table holds, for a task that takes one.
+        salts: what members give to the beacon. By default it follows from their fresh keys, so that nobody can choose
+            it, and no two federations draw the same groups.
 
     Raises:
         InvalidConfig: the task or a setting cannot be used.
@@ -93,11 +96,12 @@ def create_federation(
             data=dict(settings),
         )
         homes.append(create_home(path / PEERS_FOLDER / config.name, config)[0])
-    for home in homes:
-        charter = join_charter(charter, home.member(charter.security.suite))
-    for home in homes:
+    given = [None] * len(homes) if salts is None else salts
+    for home, salt in zip(homes, given, strict=True):
+        charter = join_charter(charter, home.member(charter, salt))
+    for home, salt in zip(homes, given, strict=True):
         signer = home.signer(charter.security.suite)
-        charter = sign_charter(charter, home.config.name, signer.identity, signer.sm2_key)
+        charter = sign_charter(charter, home.config.name, signer.identity, signer.sm2_key, salt)
     save_charter(path / CHARTER_FILE, charter)
     return LocalFederation(path, tuple(homes))
 

@@ -25,6 +25,7 @@ from p2pfl.crypto.suite import suite
 from p2pfl.gossip.group_machine import GroupMachine, GroupPlan
 from p2pfl.gossip.peer_machine import PeerMachine, Plan
 from p2pfl.gossip.secure_sum import MaskTerms
+from p2pfl.gossip.star_machine import StarMachine
 from p2pfl.learning.task import make_model, read_data
 from p2pfl.learning.trainer import Trainer
 from p2pfl.learning.vector import assign, flatten, load_model, notes, save_model
@@ -162,7 +163,10 @@ class Peer:
         """Return the peer's protocol, at its beginning or where a former life of the peer left off."""
         if isinstance(self.plan, GroupPlan):
             keyring = Keyring(self.signer, self.federation.charter)
-            return GroupMachine(self.plan, keyring, self.initial, resume, self._masks())
+            if self.plan.graph is None:
+                return GroupMachine(self.plan, keyring, self.initial, resume, self._masks())
+            settling = Plan.for_peer(self.federation.charter, PeerId(self.started.peer))
+            return StarMachine(self.plan, settling, keyring, self.initial, resume, self._masks())
         return PeerMachine(self.plan, self.initial, resume)
 
     def _masks(self) -> MaskTerms | None:
@@ -259,7 +263,8 @@ class Peer:
             for member in self.federation.charter.members
             if member.peer_id != self.started.peer
         }
-        sought = self.plan.weights if isinstance(self.plan, Plan) else addresses.keys()
+        plan = self.plan
+        sought = plan.weights if isinstance(plan, Plan) else {plan.roster[place] for place in plan.neighbors}
         moved, now = self._record_of_move(), int(time.time())
         driver = Driver(machine, self.transport, addresses, self.plan.charter, worker, hooks, sought, moved, now)
         failed: Exception | None = None
@@ -323,7 +328,7 @@ def plan_of(charter: Charter, me: PeerId) -> Plan | GroupPlan:
     Raises:
         InvalidConfig: the topology does not exist for this many members.
     """
-    if charter.averaging.topology == "groups":
+    if charter.averaging.topology == "groups" or charter.averaging.masks == "on":
         return GroupPlan.for_peer(charter, me)
     return Plan.for_peer(charter, me)
 
@@ -331,7 +336,7 @@ def plan_of(charter: Charter, me: PeerId) -> Plan | GroupPlan:
 def neighbors_of(plan: Plan | GroupPlan) -> tuple[str, ...]:
     """Return the names of the members that a peer keeps links to."""
     if isinstance(plan, GroupPlan):
-        return tuple(name for place, name in enumerate(plan.names) if place != plan.me)
+        return tuple(plan.names[place] for place in plan.neighbors)
     return tuple(plan.names[peer] for peer in plan.weights)
 
 

@@ -100,7 +100,7 @@ def most_at_once(charter: Charter) -> int:
     smallest = min(map(len, plan.groups(drawn)))
     spared = smallest - threshold(smallest)
     bears = plan.terms(drawn).bears
-    return max((lost for lost in range(1, spared + 1) if bears(smallest - lost)), default=0)
+    return max((lost for lost in range(1, spared + 1) if bears(range(smallest - lost))), default=0)
 
 
 def verify_chaos(charter: Charter) -> None:

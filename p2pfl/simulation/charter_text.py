@@ -3,18 +3,29 @@
 from collections.abc import Iterator
 
 from p2pfl.core.charter import Charter, TableTerms
+from p2pfl.core.errors import InvalidConfig
+from p2pfl.core.ids import Round
 from p2pfl.crypto.identity import charter_faults
 from p2pfl.crypto.suite import SUITES
-from p2pfl.gossip.grouping import bearable_colluders, threshold
+from p2pfl.gossip.group_machine import GroupPlan
+from p2pfl.gossip.grouping import (
+    LEAST_MASKED,
+    bearable_colluders,
+    bears,
+    cohort_size,
+    group_sizes,
+    threshold,
+)
 from p2pfl.gossip.mixing import metropolis_hastings, spectral_gap
-from p2pfl.gossip.peer_machine import overlay_of
-from p2pfl.gossip.topology import diameter
-from p2pfl.node.live import size_text
+from p2pfl.gossip.topology import diameter, overlay_of
+from p2pfl.node.live import UNMASKED, size_text
 
 
 def describe_charter(charter: Charter) -> Iterator[str]:
     """Give the charter's terms, what they mean for this many members, and who has signed, line by line."""
     training, averaging, deadlines = charter.training, charter.averaging, charter.deadlines
+    if averaging.masks == "off":
+        yield UNMASKED
     yield f"{charter.name}, version {charter.version}, {charter.hash().hex()}"
     yield f"task      {charter.task.source} ({charter.task.sha256[:16]}…)"
     if charter.task.table is not None:
@@ -30,8 +41,10 @@ def describe_charter(charter: Charter) -> Iterator[str]:
     if averaging.masks == "on":
         yield f"masks     on: only sums are revealed; values up to {averaging.clip:g}"
     else:
-        yield "masks     off: UNMASKED, neighbors see each other's updates"
+        yield f"masks     off: {UNMASKED}"
     yield f"topology  {averaging.topology}{_facts(charter)}"
+    if averaging.masks == "on":
+        yield from (f"sums      {line}" for line in describe_sums(charter))
     if averaging.topology == "groups":
         yield "end       all average once more, and have one model"
     else:
@@ -75,8 +88,11 @@ def _facts(charter: Charter) -> str:
     if members < 2:
         return ""
     if charter.averaging.topology == "groups":
-        return _group_facts(members, charter.averaging.group_size)
-    graph = overlay_of(charter)
+        return _group_facts(charter)
+    try:
+        graph = overlay_of(charter)
+    except InvalidConfig as error:
+        return f": {error}"
     degrees = sorted(degree for _, degree in graph.degree)
     low, high = degrees[0], degrees[-1]
     neighbors = f"{low} to {high} neighbors" if low != high else f"{low} neighbor{'s' if low > 1 else ''} each"
@@ -88,11 +104,49 @@ def _facts(charter: Charter) -> str:
     )
 
 
-def _group_facts(members: int, size: int) -> str:
-    """Say what the smallest of the groups that are drawn can lose."""
-    count = max(1, members // min(size, members))
-    least = members // count
-    spare = least - threshold(least)
-    lose = f"{spare} of {least} may drop out of a round" if spare else f"one of {least} that drops out costs the round"
-    groups = f"{count} groups drawn anew each round" if count > 1 else "one group of all"
-    return f": {groups}; {lose}, {bearable_colluders(least)} may work together"
+def _group_facts(charter: Charter) -> str:
+    """Say what groups are drawn."""
+    averaging = charter.averaging
+    count = len(GroupPlan.for_peer(charter, charter.roster()[0]).groups(Round(0)))
+    if averaging.regroup == "never":
+        together = f", of cohorts of {cohort_size(averaging)} or more that stay together"
+    else:
+        together = ""
+    drawn = f"{count} groups drawn anew each round" if count > 1 else "one group of all"
+    return f": {drawn}{together}"
+
+
+def describe_sums(charter: Charter) -> Iterator[str]:
+    """Say what this many members can lose in a round under masks, and how many may work together, line by line."""
+    members = len(charter.members)
+    if members < LEAST_MASKED:
+        return
+    if charter.averaging.topology == "groups":
+        least, most = group_sizes(members, charter.averaging)
+        kind = "group"
+    else:
+        try:
+            graph = overlay_of(charter)
+        except InvalidConfig:
+            return
+        fit = [1 + degree for _, degree in graph.degree if bears(1 + degree, charter.averaging.colluders)]
+        if not fit:
+            return
+        least, most, kind = min(fit), max(fit), "star"
+    for size in range(least, most + 1):
+        if size in (least, most):
+            yield f"in a {kind} of {size}: {_lose(size)}; {_together(size)}"
+    if kind == "star":
+        yield "in a star the centre's absence costs the round; whoever is in no star sits the round out"
+
+
+def _lose(size: int) -> str:
+    spare = size - threshold(size)
+    if not spare:
+        return "one absence costs the round"
+    return f"{spare} of {size} may drop out after uploading"
+
+
+def _together(size: int) -> str:
+    borne = bearable_colluders(size)
+    return f"{borne} may work together and learn nothing" if borne else "none may work together"

@@ -5,6 +5,7 @@ runs then are real peers in processes of their own over real sockets, and nothin
 compute.
 """
 
+import hashlib
 import shutil
 import sys
 import time
@@ -19,10 +20,11 @@ from typing import Any, Protocol
 import tomlkit
 
 from p2pfl import __version__
-from p2pfl.core.charter import TableTerms
+from p2pfl.core.charter import AveragingTerms, TableTerms
 from p2pfl.core.errors import InvalidConfig, RoundFailed
 from p2pfl.core.trace import Entry
-from p2pfl.gossip.grouping import LEAST_MASKED
+from p2pfl.gossip.grouping import LEAST_MASKED, averaging_faults
+from p2pfl.gossip.topology import overlay
 from p2pfl.node.federation import CHARTER_FILE, load_charter
 from p2pfl.node.launcher import (
     PEERS_FOLDER,
@@ -56,7 +58,7 @@ class DemoSettings:
     Attributes:
         group_size: members wanted in a group. Half of the demo's peers, so that there is something to draw: the
             charter's default, 8, would put all of them into one group.
-        masks: whether single updates are hidden; on a fixed overlay they are not.
+        masks: whether single updates are hidden.
         alpha: the Dirichlet concentration of the peers' shares of data; smaller is less alike.
         chaos: whether peers are killed, frozen and cut off meanwhile.
     """
@@ -99,11 +101,16 @@ def prepare_demo(path: Path, settings: DemoSettings, numbered: bool = False) -> 
     """
     if not 2 <= settings.peers <= 128:
         raise InvalidConfig(f"--peers {settings.peers}: this machine can show 2 to 128 peers")
-    if settings.masks and settings.topology == "groups" and settings.peers < LEAST_MASKED:
+    if settings.masks and settings.peers < LEAST_MASKED:
         raise InvalidConfig(
             f"--peers {settings.peers}: from the average each would learn the other's update; "
             f"take {LEAST_MASKED} or more, or add --no-masks"
         )
+    if settings.topology != "groups":
+        graph = overlay(settings.topology, settings.peers, settings.seed)
+        averaging = AveragingTerms.model_validate(_averaging(settings))
+        for fault in averaging_faults(settings.peers, averaging, graph):
+            raise InvalidConfig(fault)
     path.parent.mkdir(parents=True, exist_ok=True)
     if numbered:
         path = _first_free(path)
@@ -145,19 +152,17 @@ def _prepare(path: Path, settings: DemoSettings) -> LocalFederation:
             "local_steps": settings.local_steps,
             "batch_size": settings.batch_size,
         },
-        "averaging": {
-            "topology": settings.topology,
-            "group_size": settings.group_size,
-            "masks": "on" if settings.masks and settings.topology == "groups" else "off",
-            "topology_seed": settings.seed,
-            "tolerance": settings.tolerance,
-        },
+        "averaging": _averaging(settings),
         "security": {"suite": settings.suite},
         "deadlines": CHAOS_DEADLINES if settings.chaos else DEADLINES,
     }
     table, data = _table_and_data(path, settings)
     addresses = gated_addresses(settings.peers) if settings.chaos else None
-    federation = create_federation(path, source, terms, data, settings.seed, addresses=addresses, table=table)
+    # Drawn from the seed, so that equal seeds draw equal groups: here nobody distrusts anybody.
+    salts = [hashlib.sha256(f"p2pfl/demo/{settings.seed}/{index}".encode()).digest() for index in range(settings.peers)]
+    federation = create_federation(
+        path, source, terms, data, settings.seed, addresses=addresses, table=table, salts=salts
+    )
     if settings.chaos:
         verify_chaos(load_charter(path / CHARTER_FILE))
     write_atomic(path / "settings.toml", tomlkit.dumps({"p2pfl": __version__, **asdict(settings)}).encode())
@@ -173,6 +178,16 @@ def _table_and_data(path: Path, settings: DemoSettings) -> tuple[TableTerms | No
     above = Path("../..")  # from a peer's folder
     test = str(above / files.test.relative_to(path))
     return TABLE, [{"path": str(above / file.relative_to(path)), "test_path": test} for file in files.banks]
+
+
+def _averaging(settings: DemoSettings) -> dict[str, Any]:
+    return {
+        "topology": settings.topology,
+        "group_size": settings.group_size,
+        "masks": "on" if settings.masks else "off",
+        "topology_seed": settings.seed,
+        "tolerance": settings.tolerance,
+    }
 
 
 def _bring_task(path: Path, source: str) -> str:

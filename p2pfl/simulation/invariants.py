@@ -3,6 +3,7 @@
 Only honest peers are held to it. A violation is one line: who, when, and which rule.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -26,7 +27,7 @@ from p2pfl.core.machine import (
     SendBulk,
     Vector,
 )
-from p2pfl.core.statements import Content, Roots, Vote
+from p2pfl.core.statements import Roots, Statement, Vote
 from p2pfl.core.wire import Chunk, Part, Proof, Told
 
 
@@ -217,7 +218,7 @@ class _Sums:
     """What is known of one session.
 
     Attributes:
-        members: how many; 0 while unknown.
+        members: how many chunks there are, one for each member that averages; 0 while unknown.
         uploads: by chunk and uploader, all contents that it sent.
         survivors: every set that somebody voted for.
         results: by chunk, once it was seen to be the average of the survivors' uploads.
@@ -241,13 +242,19 @@ class AveragesComputed(Check):
         initial: the common initial model, float32 [parameters].
         bounds: the first index of a chunk and the first after it, from (parameters, members, chunk).
         tolerance: by which a result may be off beside float32: what a ring's fixed point rounds away.
+        rounds: after which bases are no averages of sessions any more, but what neighbors make of them.
     """
 
     watches_liars = True
 
     def __init__(
-        self, initial: Vector, bounds: Callable[[int, int, int], tuple[int, int]], tolerance: float = 1e-30
+        self,
+        initial: Vector,
+        bounds: Callable[[int, int, int], tuple[int, int]],
+        tolerance: float = 1e-30,
+        rounds: float = math.inf,
     ) -> None:
+        self._rounds = rounds
         self._bounds, self._initial, self._tolerance = bounds, initial, tolerance
         self._sessions: dict[bytes, _Sums] = {}
         self._bases: dict[int, Vector] = {}
@@ -261,7 +268,7 @@ class AveragesComputed(Check):
                     self._chunk(step.peer, effect.message, effect.payload)
             elif isinstance(effect, Send):
                 if isinstance(effect.message, Told):
-                    self._told(effect.message.statement.content)
+                    self._told(step.peer, effect.message.statement)
             elif isinstance(effect, Persist) and isinstance(effect.record, Checkpoint) and not step.peer.lying:
                 self._checkpoint(step.peer, effect.record)
 
@@ -272,11 +279,16 @@ class AveragesComputed(Check):
     def _of(self, round: Round, session: bytes) -> _Sums:
         return self._sessions.setdefault(session, _Sums(round))
 
-    def _told(self, content: Content) -> None:
+    def _told(self, peer: Standing, statement: Statement) -> None:
+        content = statement.content
         if isinstance(content, Vote):
             self._of(content.round, content.session).survivors.add(content.survivors)
         elif isinstance(content, Roots):
-            self._of(content.round, content.session).members = len(content.digests)
+            sums = self._of(content.round, content.session)
+            sums.members = len(content.digests)
+            if sums.members == 1 and statement.signer == peer.place:  # a star's centre sends its own to nobody
+                plain = self._plain(peer, 0, 1)
+                sums.uploads.setdefault((0, peer.place), {})[plain.tobytes()] = plain
 
     def _chunk(self, peer: Standing, chunk: Chunk, payload: Payload) -> None:
         sums = self._of(chunk.round, chunk.session)
@@ -297,10 +309,14 @@ class AveragesComputed(Check):
         """Return an upload as float32 [weight, values...]; not a number where a liar hides what it sends."""
         if payload.dtype == np.float32:
             return np.asarray(payload, np.float32)
+        return self._plain(peer, chunk.chunk, members)
+
+    def _plain(self, peer: Standing, chunk: int, chunks: int) -> Vector:
+        """Return what a peer averages of a chunk, float32 [weight, values...]; not a number where a liar hides it."""
         whole = None if peer.lying else peer.contribution()
         if whole is None:
             return np.full(1, np.nan, np.float32)
-        first, end = self._bounds(len(whole), members, chunk.chunk)
+        first, end = self._bounds(len(whole), chunks, chunk)
         return np.concatenate(([1.0], whole[first:end])).astype(np.float32)
 
     def _is_average(self, sums: _Sums, chunk: int, result: Vector) -> bool:
@@ -314,6 +330,8 @@ class AveragesComputed(Check):
         return False
 
     def _checkpoint(self, peer: Standing, checkpoint: Checkpoint) -> None:
+        if checkpoint.round > self._rounds:
+            return
         before = self._bases.get(peer.place, self._initial)
         self._bases[peer.place] = base = checkpoint.base
         if base is before or base.tobytes() in self._released or base.tobytes() == before.tobytes():

@@ -7,7 +7,7 @@ what a colour says, a line's style or a marker says too.
 import io
 import math
 import statistics
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any, Literal
 
@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from p2pfl.core.ids import Round
-from p2pfl.gossip.grouping import groups
-from p2pfl.gossip.peer_machine import overlay_of
+from p2pfl.gossip.group_machine import GroupPlan
+from p2pfl.gossip.topology import overlay_of
 from p2pfl.simulation.baselines import Baselines, Curve
 from p2pfl.simulation.results import Run
 from p2pfl.simulation.summary import GroupsSummary, Summary
@@ -29,6 +29,8 @@ from p2pfl.simulation.summary import GroupsSummary, Summary
 BLACK, ORANGE, SKY, BLUE, VERMILION, GREY = "#000000", "#E69F00", "#56B4E9", "#0072B2", "#D55E00", "#8C8C8C"
 GROUP_COLORS, GROUP_STYLES = (BLUE, ORANGE, SKY, VERMILION, BLACK), ("-", "--", "-.", ":")
 INCHES, DPI = (8.0, 5.0), 150
+ROUNDS_DRAWN = 8
+"""Small pictures that fit into one figure and can still be read."""
 ENDED_WELL = ("done", "stopped")
 MOST_NAMES = 64
 """Names around the overlay that can still be read; with more peers only those that did not end well are named."""
@@ -111,10 +113,10 @@ def overlay_figure(run: Run, summary: Summary) -> Figure:
     graph = overlay_of(run.charter)
     places = _circle(len(graph))
     if summary.groups is None:
-        links = [places[[i, j]] for i, j in graph.edges]
-        axes.add_collection(LineCollection(links, colors=GREY, linewidths=_width(graph)))
+        _draw_links(axes, places, graph.edges, GREY, _width(graph))
     else:
-        _draw_groups(axes, places, groups(run.charter.hash(), Round(0), range(len(graph)), summary.groups.size))
+        drawn = GroupPlan.for_peer(run.charter, run.charter.roster()[0]).groups(Round(0))
+        _draw_groups(axes, places, drawn)
     names = {member.peer_id: member.name for member in run.charter.members}
     ends = {peer.name: peer.outcome for peer in run.peers}
     labelled = set()
@@ -171,14 +173,80 @@ def leakage_figure(
     return figure
 
 
+def exchanges(run: Run, round: int) -> set[tuple[int, int]]:
+    """Return between whom a round carried a sum or an update, as the traces tell it: pairs of places, ascending.
+
+    In a group all members are linked; in a star each with its centre; among neighbors whoever heard the other.
+    """
+    places = {name: place for place, name in enumerate(run.charter.names())}
+    in_groups = run.charter.averaging.topology == "groups"
+    found: set[tuple[int, int]] = set()
+    for peer in run.peers:
+        for _, record in peer.rounds_ended():
+            if record.round != round or not record.heard:
+                continue
+            together = {peer.name, *record.heard}
+            if in_groups:
+                pairs: Iterable[tuple[str, str]] = combinations(sorted(together), 2)
+            else:
+                centre = record.leader if record.outcome else peer.name
+                pairs = ((centre, other) for other in together - {centre})
+            for one, other in pairs:
+                if one in places and other in places:
+                    low, high = sorted((places[one], places[other]))
+                    found.add((low, high))
+    return found
+
+
+def exchanges_figure(run: Run) -> Figure:
+    """Draw who really averaged with whom in each of the first rounds, a small picture each, as the traces tell it."""
+    figure = Figure(figsize=INCHES, layout="constrained")
+    figure.suptitle("Who averaged with whom, round after round", fontsize=14, x=0.01, ha="left")
+    count = len(run.charter.members)
+    places = _circle(count)
+    overlay = [] if run.charter.averaging.topology == "groups" else list(overlay_of(run.charter).edges)
+    for number in range(ROUNDS_DRAWN):
+        axes = figure.add_subplot(2, ROUNDS_DRAWN // 2, number + 1)
+        axes.set_axis_off()
+        axes.set_aspect("equal")
+        axes.set_xlim(-1.25, 1.25)
+        axes.set_ylim(-1.25, 1.25)
+        if not any(record.round == number for peer in run.peers for _, record in peer.rounds_ended()):
+            continue
+        axes.set_title(f"round {number}", fontsize=11)
+        _draw_links(axes, places, overlay, "#E5E5E5", 0.6)
+        graph = nx.Graph(sorted(exchanges(run, number)))
+        graph.add_nodes_from(range(count))
+        parts = [part for part in nx.connected_components(graph) if len(part) > 1]
+        for index, part in enumerate(sorted(parts, key=min)):
+            color, style = GROUP_COLORS[index % len(GROUP_COLORS)], GROUP_STYLES[index % len(GROUP_STYLES)]
+            _draw_links(axes, places, graph.subgraph(part).edges, color, 1.4, style)
+        alone = [graph.degree[node] == 0 for node in range(count)]
+        colors = ["white" if each else BLACK for each in alone]
+        axes.scatter(places[:, 0], places[:, 1], s=_dot(count) / 6, c=colors, edgecolors=BLACK, zorder=3)
+    figure.text(0.01, 0.005, "white: in no sum of that round", fontsize=11)
+    return figure
+
+
+def _draw_links(
+    axes: Axes,
+    places: "np.ndarray[tuple[int, int], np.dtype[np.float64]]",
+    edges: Iterable[tuple[int, int]],
+    color: str,
+    width: float,
+    style: str = "-",
+) -> None:
+    links = [places[[i, j]] for i, j in edges]
+    axes.add_collection(LineCollection(links, colors=color, linewidths=width, linestyles=style))
+
+
 def _draw_groups(
     axes: Axes, places: "np.ndarray[tuple[int, int], np.dtype[np.float64]]", drawn: Sequence[Sequence[int]]
 ) -> None:
     """Link the members of each group with each other."""
     for number, group in enumerate(drawn):
-        links = [places[[i, j]] for i, j in combinations(group, 2)]
         color, style = GROUP_COLORS[number % len(GROUP_COLORS)], GROUP_STYLES[number % len(GROUP_STYLES)]
-        axes.add_collection(LineCollection(links, colors=color, linestyles=style, linewidths=1.4))
+        _draw_links(axes, places, combinations(group, 2), color, 1.4, style)
 
 
 def groups_text(groups: GroupsSummary) -> str:

@@ -38,15 +38,20 @@ def run_traced(case: Case, *, strict: bool | None = None) -> tuple[list[str], st
     return [json.dumps(json.loads(encode_case(case))), *trace_lines(network)], reason
 
 
-def run_mix(seed: int, mix: str, group: int = 4, *, masked: bool = False) -> tuple[list[str], str]:
+def run_mix(seed: int, mix: str, **network: Any) -> tuple[list[str], str]:
     """Run the standard network under a seed and a mix of faults, as `run_traced` does.
+
+    Args:
+        seed: of the case.
+        mix: where the faults are drawn from.
+        network: other fields of `Case`.
 
     Raises:
         InvalidConfig: there is no such mix.
     """
     if mix not in MIXES:
         raise InvalidConfig(f"no mix of faults is named {mix}; there are {', '.join(MIXES)}")
-    return run_traced(Case(seed, mix, group=group, masked=masked))
+    return run_traced(Case(seed, mix, **network))
 
 
 def trace_lines(network: Network) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,13 +13,15 @@ from rich.text import Text
 from p2pfl.node.live import printable, size_text
 from p2pfl.node.store import write_atomic
 from p2pfl.simulation.baselines import baselines, read_shares
-from p2pfl.simulation.plots import accuracy_figure, consensus_figure, groups_text, overlay_figure, png
+from p2pfl.simulation.plots import accuracy_figure, consensus_figure, exchanges_figure, groups_text, overlay_figure, png
 from p2pfl.simulation.results import open_run
 from p2pfl.simulation.summary import GroupsSummary, PeerSummary, Summary, consensus_curve, summarise
 
 SUMMARY_FILE, TEXT_FILE = "summary.json", "report.txt"
-ACCURACY_FILE, CONSENSUS_FILE, OVERLAY_FILE = "accuracy.png", "consensus.png", "overlay.png"
+ACCURACY_FILE, CONSENSUS_FILE = "accuracy.png", "consensus.png"
+OVERLAY_FILE, EXCHANGES_FILE = "overlay.png", "exchanges.png"
 TEXT_WIDTH = 120
+UNMASKED_RUN = "UNMASKED: neighbors saw each other's updates"
 _STYLES = {"done": "green", "stopped": "yellow"}
 
 
@@ -40,7 +42,8 @@ class Report:
         """Give what rich prints: the final table, a line above it and the lines below it."""
         head = f"{self.summary.metric} on held-out examples, each peer alone and together with the others"
         lines = map(Text, final_lines(self.summary))
-        return Group(Text(head), Text(), final_table(self.summary), Text(), *lines)
+        warning = [] if self.summary.masked else [Text(UNMASKED_RUN)]
+        return Group(*warning, Text(head), Text(), final_table(self.summary), Text(), *lines)
 
 
 def report(run: Path) -> Report:
@@ -63,6 +66,7 @@ def report(run: Path) -> Report:
         ACCURACY_FILE: png(accuracy_figure(opened, against, summary)),
         CONSENSUS_FILE: png(consensus_figure(consensus_curve(opened.peers), summary)),
         OVERLAY_FILE: png(overlay_figure(opened, summary)),
+        EXCHANGES_FILE: png(exchanges_figure(opened)),
         TEXT_FILE: as_text(result).encode(),
     }
     for name, content in contents.items():
@@ -201,19 +205,24 @@ def _facts(summary: Summary) -> Iterator[tuple[str, str]]:
             f"{overlay.topology}, degree {low if low == high else f'{low} to {high}'}, diameter {overlay.diameter}, "
             f"spectral gap {overlay.spectral_gap:.3f}",
         )
+        if summary.masked:
+            yield "records", _records(summary.records)
     else:
         yield from _group_facts(summary.groups)
-    off = "off: UNMASKED, neighbors saw each other's updates"
-    yield "masks", "on: only sums were revealed" if summary.masked else off
+    yield "masks", "on: only sums were revealed" if summary.masked else f"off: {UNMASKED_RUN}"
 
 
 def _group_facts(groups: GroupsSummary) -> Iterator[tuple[str, str]]:
     yield "overlay", f"{groups_text(groups)}; each round leaves {groups.contraction:.3f} of the variance"
-    yield "records", ", ".join(f"{count} {outcome}" for outcome, count in groups.outcomes.items() if count) or "none"
+    yield "records", _records(groups.outcomes)
     for name, reasons in groups.absences.items():
         whys = ", ".join(f"{printable(why)} {count}" for why, count in reasons.items())
         rounds = sum(reasons.values())
         yield "absent", f"{printable(name)} in {rounds} round{'s' if rounds > 1 else ''}: {whys}"
+
+
+def _records(outcomes: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items() if count) or "none"
 
 
 def time_text(seconds: float) -> str:

@@ -33,7 +33,9 @@ from p2pfl.core.machine import Machine, Vector
 from p2pfl.crypto.suite import suite
 from p2pfl.gossip.chunks import bounds
 from p2pfl.gossip.group_machine import GroupMachine, GroupPlan
+from p2pfl.gossip.peer_machine import Plan
 from p2pfl.gossip.secure_sum import MaskTerms
+from p2pfl.gossip.star_machine import StarMachine
 from p2pfl.simulation.faults import MIXES, Schedule, decode_schedule, encode_schedule, shrink
 from p2pfl.simulation.invariants import AveragesComputed, Bounds, InvariantViolated, OffersAnswered, SpentOnce
 from p2pfl.simulation.simnet import Disk, Network, PeerSpec, SimulatedKeyring
@@ -63,6 +65,7 @@ class Case:
         faults: what goes wrong instead; None for what the mix draws.
         peers: how many.
         group: members wanted in a group.
+        topology: `groups`, or an overlay, whose stars average.
         rounds: with local training.
         words: the vector's length.
         masked: whether updates are hidden in the sums.
@@ -77,6 +80,7 @@ class Case:
     rounds: int = 3
     words: int = 64
     masked: bool = False
+    topology: str = "groups"
     says: str = ""
 
     def schedule(self) -> Schedule:
@@ -84,7 +88,8 @@ class Case:
         return self.faults if self.faults is not None else MIXES[self.mix](self.seed, self.peers, HORIZON)
 
 
-def _charter(peers: int, group: int, rounds: int, words: int, masks: Literal["on", "off"]) -> Charter:
+def _charter(peers: int, group: int, rounds: int, words: int, masks: Literal["on", "off"], topology: Any) -> Charter:
+    settle = 10 if topology == "groups" else 100
     members = tuple(
         Member(name=f"m{place:0{len(str(peers - 1))}}", peer_id=f"peer-{place}", addresses=("/memory",))
         for place in range(peers)
@@ -94,16 +99,24 @@ def _charter(peers: int, group: int, rounds: int, words: int, masks: Literal["on
         task=TaskTerms(source="digits", sha256="0" * 64),
         model=ModelTerms(file="m.safetensors", sha256="0" * 64, parameters=words),
         training=TrainingTerms(rounds=rounds, local_steps=LOCAL_STEPS, window=2.0),
-        averaging=AveragingTerms(topology="groups", masks=masks, group_size=group, settle_rounds=10),
+        averaging=AveragingTerms(topology=topology, masks=masks, group_size=group, settle_rounds=settle),
         deadlines=Deadlines(start=10.0, round=8.0, heartbeat=2.0, silence=6.0),
         members=members,
     )
 
 
 @lru_cache(maxsize=8)
-def _plans(peers: int, group: int, rounds: int, words: int, *, masked: bool) -> tuple[GroupPlan, ...]:
-    charter = _charter(peers, group, rounds, words, "on" if masked else "off")
-    return tuple(GroupPlan.for_peer(charter, peer) for peer in charter.roster())
+def _plans(
+    peers: int, group: int, rounds: int, words: int, topology: str, *, masked: bool
+) -> tuple[tuple[GroupPlan, ...], tuple[Plan, ...]]:
+    charter = _charter(peers, group, rounds, words, "on" if masked else "off", topology)
+    settling = () if topology == "groups" else tuple(Plan.for_peer(charter, peer) for peer in charter.roster())
+    return tuple(GroupPlan.for_peer(charter, peer) for peer in charter.roster()), settling
+
+
+def plans_of(case: Case) -> tuple[tuple[GroupPlan, ...], tuple[Plan, ...]]:
+    """Return each peer's plan of the rounds, and on an overlay of the settling after them."""
+    return _plans(case.peers, case.group, case.rounds, case.words, case.topology, masked=case.masked)
 
 
 def standard_network(case: Case, *, strict: bool | None = None, log: bool = False) -> Network:
@@ -114,23 +127,24 @@ def standard_network(case: Case, *, strict: bool | None = None, log: bool = Fals
         strict: whether messages are encoded and decoded; by default for some seeds.
         log: whether to keep what happens.
     """
-    plans = _plans(case.peers, case.group, case.rounds, case.words, masked=case.masked)
+    plans, settling = plans_of(case)
     initial = np.zeros(case.words, np.float32)
     tolerance = CLIP / 2**24 if case.masked else 1e-30
+    last = case.rounds if settling else math.inf
     initial.flags.writeable = False
     return Network(
-        [_spec(plan, initial, case) for plan in plans],
+        [_spec(plan, settling[plan.me] if settling else None, initial, case) for plan in plans],
         case.schedule(),
         case.seed,
         charter=plans[0].charter,
-        checks=[SpentOnce(), OffersAnswered(), Bounds(), AveragesComputed(initial, bounds, tolerance)],
+        checks=[SpentOnce(), OffersAnswered(), Bounds(), AveragesComputed(initial, bounds, tolerance, last)],
         strict=case.seed % STRICT_EVERY == 0 if strict is None else strict,
         log=log,
         quorum=plans[0].least,
     )
 
 
-def _spec(plan: GroupPlan, initial: Vector, case: Case) -> PeerSpec:
+def _spec(plan: GroupPlan, settling: Plan | None, initial: Vector, case: Case) -> PeerSpec:
     entropy = random.Random(f"{case.seed}/entropy/{plan.me}")  # noqa: S311 - a simulation's entropy is drawn from its seed
     masks = MaskTerms(suite("aes"), 32, CLIP, entropy.randbytes) if case.masked else None
     keyring = SimulatedKeyring(SECRET, plan.me, len(plan.roster))
@@ -138,10 +152,12 @@ def _spec(plan: GroupPlan, initial: Vector, case: Case) -> PeerSpec:
     def build(disk: Disk) -> Machine:
         last = disk.checkpoint or Checkpoint(Round(0), initial, None)
         known = resume(last, disk.records) if disk.checkpoint or disk.records else None
+        if settling is not None:
+            return StarMachine(plan, settling, keyring, initial, known, masks)
         return GroupMachine(plan, keyring, initial, known, masks)
 
     peer = plan.roster[plan.me]
-    others = tuple(other for other in plan.roster if other != peer)
+    others = tuple(plan.roster[place] for place in plan.neighbors)
     optimum = (plan.me + np.arange(plan.parameters) / plan.parameters).astype(np.float32)
     train = partial(_train, optimum)
     return PeerSpec(peer, plan.names[plan.me], build, train, others, STEP_SECONDS, keyring.sign)
@@ -220,6 +236,8 @@ class Failure:
     def command(self) -> str:
         """Return the command that replays it."""
         group = "" if self.case.group == Case(0).group else f" --group {self.case.group}"
+        group += "" if self.case.peers == Case(0).peers else f" --peers {self.case.peers}"
+        group += "" if self.case.topology == Case(0).topology else f" --topology {self.case.topology}"
         return f"p2pfl replay --seed {self.case.seed} --mix {self.case.mix}{group}{' --masks' * self.case.masked}"
 
 
@@ -228,11 +246,16 @@ def run_cases(cases: Sequence[Case]) -> list[Failure]:
     return [Failure(case, reason) for case in cases if (reason := run_case(case))]
 
 
-def run_seeds(
-    seeds: range, mix: str = "standard", processes: int | None = None, *, group: int = 4, masked: bool = False
-) -> list[Failure]:
-    """Run the standard network under each seed, on all cores, and return those that went wrong."""
-    cases = [Case(seed, mix, group=group, masked=masked) for seed in seeds]
+def run_seeds(seeds: range, mix: str = "standard", processes: int | None = None, **network: Any) -> list[Failure]:
+    """Run the standard network under each seed, on all cores, and return those that went wrong.
+
+    Args:
+        seeds: of the cases.
+        mix: where the faults are drawn from.
+        processes: how many run cases; by default as many as there are cores.
+        network: other fields of `Case`.
+    """
+    cases = [Case(seed, mix, **network) for seed in seeds]
     with _pool(processes) as pool:
         return [failure for batch in pool.map(run_cases, _batches(cases)) for failure in batch]
 

@@ -14,11 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from p2pfl.core.ids import Round
-from p2pfl.gossip.grouping import groups
+from p2pfl.gossip.group_machine import GroupPlan
 from p2pfl.gossip.mixing import consensus_distance, metropolis_hastings, spectral_gap
-from p2pfl.gossip.peer_machine import overlay_of
 from p2pfl.gossip.session import Outcome
-from p2pfl.gossip.topology import diameter
+from p2pfl.gossip.topology import diameter, overlay_of
 from p2pfl.learning.task import Data
 from p2pfl.node.live import main_metric
 from p2pfl.simulation.baselines import Baselines, Curve, Share, measure, spread_out
@@ -157,6 +156,7 @@ class Summary:
     missing: str
     masked: bool
     further: Mapping[str, FurtherMetric]
+    records: dict[str, int]
 
 
 def summarise(run: Run, against: Baselines, shares: Mapping[str, Data] | None) -> Summary:
@@ -189,6 +189,7 @@ def summarise(run: Run, against: Baselines, shares: Mapping[str, Data] | None) -
         bytes_per_value=bytes_per_value(run),
         classes=against.classes,
         masked=run.charter.averaging.masks == "on",
+        records=records(run),
         missing=against.missing,
         further=_further(against, together, metric),
     )
@@ -227,11 +228,15 @@ def groups_summary(run: Run) -> GroupsSummary:
     """Describe the charter's groups, and how their rounds ended."""
     charter = run.charter
     peers, size = len(charter.members), min(charter.averaging.group_size, len(charter.members))
-    count = len(groups(charter.hash(), Round(0), range(peers), size))
-    counted = Counter(record.outcome for peer in run.peers for _, record in peer.rounds_ended() if record.outcome)
-    outcomes = {str(outcome): counted[outcome] for outcome in Outcome}
+    count = len(GroupPlan.for_peer(charter, charter.roster()[0]).groups(Round(0)))
     contraction = (count - 1) / max(1, peers - 1)
-    return GroupsSummary(size, count, contraction, outcomes, _absences(run.peers))
+    return GroupsSummary(size, count, contraction, records(run), _absences(run.peers))
+
+
+def records(run: Run) -> dict[str, int]:
+    """Count by outcome how the rounds ended that had one: those in groups, and in stars."""
+    counted = Counter(record.outcome for peer in run.peers for _, record in peer.rounds_ended() if record.outcome)
+    return {str(outcome): counted[outcome] for outcome in Outcome}
 
 
 def _absences(peers: Sequence[PeerRun]) -> dict[str, dict[str, int]]:
@@ -336,7 +341,12 @@ def seconds_per_round(peers: Sequence[PeerRun]) -> float | None:
 
 
 def bytes_per_value(run: Run) -> float | None:
-    """Return the received bytes for each parameter of each update that was averaged; in groups, of each average."""
+    """Return the received bytes for each parameter of each update that was averaged; in groups, of each average.
+
+    None for stars, whose few sums the settling after them outweighs.
+    """
+    if run.charter.averaging.masks == "on" and run.charter.averaging.topology != "groups":
+        return None
     in_groups = run.charter.averaging.topology == "groups"
     records = [event for peer in run.peers for _, event in peer.rounds_ended()]
     updates = sum(bool(event.heard) if in_groups else len(event.heard) for event in records)

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from p2pfl.crypto.identity import Identity
+from p2pfl.crypto.beacon import commitment_to
+from p2pfl.crypto.identity import Identity, salt_of
 
 IDENTITIES = {name: Identity(bytes([number]) * 32) for number, name in enumerate(("ant", "bee", "cat"), 1)}
 
@@ -24,6 +25,8 @@ def charter_values() -> dict[str, Any]:
         },
         "averaging": {
             "topology": "ring",
+            "edges": [],
+            "regroup": "each-round",
             "group_size": 8,
             "colluders": 1,
             "topology_seed": 0,
@@ -35,8 +38,14 @@ def charter_values() -> dict[str, Any]:
         "security": {"suite": "aes", "channel": "suite"},
         "deadlines": {"start": 300.0, "round": 60.0, "heartbeat": 5.0, "silence": 20.0},
         "members": [
-            {"name": name, "peer_id": identity.peer_id, "addresses": [f"/dns4/{name}.example/tcp/4001"]}
+            {
+                "name": name,
+                "peer_id": identity.peer_id,
+                "addresses": [f"/dns4/{name}.example/tcp/4001"],
+                "salt_commitment": commitment_to(salt_of(identity, "meadow", 1), "meadow", 1, identity.peer_id),
+            }
             for name, identity in IDENTITIES.items()
         ],
         "signatures": {},
+        "salts": {},
     }

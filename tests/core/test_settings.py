@@ -40,9 +40,9 @@ def with_change(path: str, value: object) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("path", "known"),
     [
-        ("color", "name, version, task, model, training, averaging, security, deadlines, members, signatures"),
+        ("color", "name, version, task, model, training, averaging, security, deadlines, members, signatures, salts"),
         ("training.color", "algorithm, rounds, local_steps, batch_size, window, clip_norm"),
-        ("members.1.color", "name, peer_id, addresses, sm2_public_key"),
+        ("members.1.color", "name, peer_id, addresses, sm2_public_key, salt_commitment"),
     ],
 )
 def test_an_unknown_key_is_named_with_those_that_are_known(path: str, known: str) -> None:
@@ -70,7 +70,7 @@ def test_a_missing_key_is_named(path: str) -> None:
         ("averaging.tolerance", 0.0, "greater than 0, got 0.0"),
         ("deadlines.round", float("inf"), "less than or equal to 86400, got inf"),
         ("deadlines.start", float("nan"), "got nan"),
-        ("averaging.topology", "star", "'random-regular', got 'star'"),
+        ("averaging.topology", "star", "'path' or 'edges', got 'star'"),
         ("averaging.masks", "maybe", "'off', got 'maybe'"),
         ("task", "digits", "got 'digits'"),
         ("task.sha256", "1" * 63 + "G", "got '11111"),

@@ -138,7 +138,7 @@ def test_a_vote_of_one_who_is_no_member_of_a_session_spoils_no_proof() -> None:
     past = machine._past[Round(0)]
     assert 4 in past._statements.signed(Vote, past.id)
     plan = machine._plan
-    released = verified_release(plan.terms(Round(0)), plan.groups(Round(0)), FastKeyring(1), past.proof())
+    released = verified_release(plan.all_terms(Round(0)), FastKeyring(1), past.proof())
     assert released.session == past.id
 
 

@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 
 from p2pfl.core.charter import AveragingTerms
 from p2pfl.core.ids import Round
-from p2pfl.gossip.grouping import averaging_faults, bearable_colluders, groups, threshold
+from p2pfl.gossip.grouping import (
+    averaging_faults,
+    bearable_colluders,
+    cohort_size,
+    cohorts,
+    group_sizes,
+    groups,
+    groups_of_cohorts,
+    threshold,
+)
 
 
 @given(st.integers(1, 200), st.integers(3, 32), st.integers(0, 10**6))
@@ -71,6 +80,28 @@ def test_what_a_size_cannot_bear_is_refused_with_the_number_that_it_can(
     assert (fault is None and not faults) or (fault is not None and fault in faults[0])
 
 
-def test_masks_on_a_fixed_overlay_are_refused() -> None:
-    with pytest.raises(ValueError, match="overlapping sums would give single updates away"):
-        AveragingTerms.model_validate({"topology": "ring", "masks": "on"})
+def test_cohorts_and_edges_go_with_their_topologies_only() -> None:
+    with pytest.raises(ValueError, match="only groups are drawn anew"):
+        AveragingTerms.model_validate({"topology": "ring", "regroup": "never"})
+    for values in ({"topology": "edges"}, {"topology": "ring", "edges": [["a", "b"]]}):
+        with pytest.raises(ValueError, match="write both or neither"):
+            AveragingTerms.model_validate(values)
+
+
+@given(st.integers(3, 64), st.integers(3, 16), st.integers(0, 3), st.binary(min_size=32, max_size=32))
+def test_cohorts_travel_together_in_every_round(members: int, size: int, colluders: int, beacon: bytes) -> None:
+    averaging = AveragingTerms.model_validate({"regroup": "never", "group_size": size, "colluders": colluders})
+    fixed = cohorts(beacon, range(members), cohort_size(averaging))
+    assert sorted(member for cohort in fixed for member in cohort) == list(range(members))
+    assert min(map(len, fixed)) >= min(members, max(3, colluders + 2))
+    low, high = group_sizes(members, averaging)
+    for number in range(5):
+        drawn = groups_of_cohorts(beacon, Round(number), fixed, min(size, members))
+        assert sorted(member for group in drawn for member in group) == list(range(members))
+        assert all(any(set(cohort) <= set(group) for group in drawn) for cohort in fixed)
+        assert all(low <= len(group) <= high for group in drawn)
+
+
+def test_cohorts_are_put_together_anew_each_round() -> None:
+    fixed = cohorts(b"x", range(24), 3)
+    assert len({groups_of_cohorts(b"x", Round(number), fixed, 8) for number in range(20)}) > 10

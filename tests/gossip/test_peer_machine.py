@@ -29,7 +29,7 @@ from p2pfl.core.machine import (
 from p2pfl.core.trace import LinkChanged, PeerFinished, Refused, RoundEnded
 from p2pfl.core.wire import Bye, Hello, Ping, Update
 from p2pfl.gossip.mixing import consensus_distance, metropolis_hastings
-from p2pfl.gossip.peer_machine import overlay_of
+from p2pfl.gossip.topology import overlay_of
 from tests.pump import Pump, charter_for
 
 SIZE = 33

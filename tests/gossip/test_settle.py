@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from p2pfl.gossip.mixing import consensus_distance
 from p2pfl.gossip.settle import Settling, Verdict
-from p2pfl.gossip.topology import TOPOLOGIES, diameter, overlay
+from p2pfl.gossip.topology import diameter, overlay
+from tests.pump import ANY_SIZE
 
 Link = frozenset[int]
 
@@ -24,7 +25,7 @@ def flood(graph: nx.Graph, peers: list[Settling], seen: list[float], broken: set
 
 @settings(max_examples=60, deadline=None)
 @given(
-    name=st.sampled_from(sorted(TOPOLOGIES)),
+    name=st.sampled_from(ANY_SIZE),
     n=st.integers(2, 20),
     spreads=st.lists(st.floats(0, 100), min_size=40, max_size=40),
 )
@@ -42,7 +43,7 @@ def test_the_flood_brings_the_largest_spread_to_everyone_in_one_window(name: str
 
 
 @settings(max_examples=150, deadline=None)
-@given(data=st.data(), name=st.sampled_from(sorted(TOPOLOGIES)), n=st.integers(2, 14))
+@given(data=st.data(), name=st.sampled_from(ANY_SIZE), n=st.integers(2, 14))
 def test_a_proven_bound_holds_whatever_links_break_and_when(data: st.DataObject, name: str, n: int) -> None:
     graph = overlay(name, n, 0)
     hops = diameter(graph)

@@ -4,7 +4,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from p2pfl.core.charter import Charter, Member
+from p2pfl.core.charter import Charter
 from p2pfl.core.config import PeerConfig
 from p2pfl.crypto.identity import sign_charter
 from p2pfl.node.federation import (
@@ -66,7 +66,8 @@ def make_folders(path: Path, task: str = "digits", first_port: int = 4001) -> Fo
     """Make a signed charter of three members with this task, and the members' folders."""
     path.mkdir(parents=True, exist_ok=True)
     (path / "größe.py").write_text(TASK.format(inputs=3))
-    charter = draft_charter(path, "meadow", task, {"training": {"rounds": 2}, "averaging": {"topology": "ring"}})
+    terms = {"training": {"rounds": 2}, "averaging": {"topology": "ring", "masks": "off"}}
+    charter = draft_charter(path, "meadow", task, terms)
     homes = {}
     for port, name in enumerate(NAMES, first_port):
         config = PeerConfig(
@@ -76,9 +77,7 @@ def make_folders(path: Path, task: str = "digits", first_port: int = 4001) -> Fo
             announce=(f"/dns4/localhost/tcp/{port}",),
         )
         homes[name] = create_home(path / name, config)[0]
-        charter = join_charter(
-            charter, Member(name=name, peer_id=homes[name].identity().peer_id, addresses=config.announce)
-        )
+        charter = join_charter(charter, homes[name].member(charter))
     save_charter(path / CHARTER_FILE, charter)
     folders = Folders(path, homes)
     folders.sign()

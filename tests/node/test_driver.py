@@ -13,7 +13,8 @@ from p2pfl.core.machine import Trained, Vector
 from p2pfl.core.trace import Event, LinkChanged, PeerFinished, Refused, RoundEnded
 from p2pfl.core.wire import Hello, encode_header
 from p2pfl.gossip.mixing import metropolis_hastings
-from p2pfl.gossip.peer_machine import PeerMachine, Plan, overlay_of
+from p2pfl.gossip.peer_machine import PeerMachine, Plan
+from p2pfl.gossip.topology import overlay_of
 from p2pfl.node.driver import Driver, Hooks, Refusals
 from p2pfl.node.transport import LaneKind
 from tests.memory import End, MemoryLane, MemoryNetwork, MemoryTransport, run_trio

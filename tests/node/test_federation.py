@@ -7,16 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import networkx as nx
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2pfl.core.charter import Charter, Member, ModelTerms, TaskTerms
+from p2pfl.core.charter import Charter, Member, ModelTerms, SecurityTerms, TaskTerms
 from p2pfl.core.config import PeerConfig
 from p2pfl.core.errors import InvalidConfig
 from p2pfl.core.settings import parse_toml, validate
 from p2pfl.crypto import sm2
+from p2pfl.crypto.beacon import beacon_of
 from p2pfl.crypto.identity import Identity, charter_faults, sign_charter
 from p2pfl.learning.task import load_task, make_model
 from p2pfl.learning.vector import flatten, initial, load_model, save_model
@@ -38,6 +40,7 @@ from p2pfl.node.federation import (
     render_config,
     save_charter,
     terms_faults,
+    topology_terms,
 )
 from p2pfl.node.store import PASSPHRASE_VARIABLE, sha256_of
 from tests.core.charters import charter_values
@@ -486,7 +489,7 @@ def gm_draft(folder: Path, *names: str) -> tuple[Charter, list[Home]]:
     for name in names:
         config = PeerConfig(name=name, announce=("/ip4/192.0.2.1/tcp/1",))
         homes.append(create_home(folder / name, config)[0])
-        charter = join_charter(charter, homes[-1].member("gm"))
+        charter = join_charter(charter, homes[-1].member(charter))
     return charter, homes
 
 
@@ -499,7 +502,7 @@ def test_members_of_a_gm_charter_sign_with_sm2_too(tmp_path: Path) -> None:
         path = home.path / "identity-sm2.pem"
         assert path == home.sm2_key_path
         assert path.stat().st_mode & 0o777 == 0o600
-        assert member == home.member("gm"), "the key is made once"
+        assert member == home.member(charter), "the key is made once"
         signer = home.signer("gm")
         assert signer.sm2_key is not None
         assert signer.sm2_key.public.hex() == member.sm2_public_key
@@ -509,8 +512,9 @@ def test_members_of_a_gm_charter_sign_with_sm2_too(tmp_path: Path) -> None:
     assert load_charter(path) == charter
     assert open_federation(path).charter.hash() == charter.hash()
     # Another suite has no use for these keys.
+    aes = charter.model_copy(update={"security": SecurityTerms(suite="aes")})
     for home in homes:
-        assert home.member("aes").sm2_public_key is None
+        assert home.member(aes).sm2_public_key is None
         assert home.signer("sm4").sm2_key is None
 
 
@@ -530,7 +534,7 @@ def test_a_gm_charter_that_lacks_an_sm2_signature_is_not_in_force(tmp_path: Path
 
 def test_no_sm2_key_is_made_for_another_suite(digits: Folders) -> None:
     for home in digits.homes.values():
-        assert home.member("aes").peer_id == home.identity().peer_id
+        assert home.member(digits.charter()).peer_id == home.identity().peer_id
         assert not home.sm2_key_path.exists()
     assert "sm2" not in digits.charter_path.read_text()
 
@@ -555,7 +559,8 @@ def test_an_sm2_key_is_under_the_identitys_passphrase_which_is_asked_once(
         return b"open sesame"
 
     monkeypatch.setattr(federation, "ask_passphrase", ask)
-    member = home.member("gm")
+    charter, _ = gm_draft(tmp_path / "draft")
+    member = home.member(charter)
     assert b"UNDER PASSPHRASE" in home.sm2_key_path.read_bytes()
     signer = home.signer("gm")
     assert signer.sm2_key is not None
@@ -574,7 +579,8 @@ def test_without_the_extra_no_sm2_key_is_made_and_the_user_is_told_what_to_insta
 
     monkeypatch.setattr(sm2, "import_module", absent)
     home, _ = create_home(tmp_path / "ant", PeerConfig(name="ant", announce=("/ip4/192.0.2.1/tcp/1",)))
-    assert fault(lambda: home.member("gm")).endswith("which is not installed: pip install 'p2pfl-mesh[gm]'")
+    charter, _ = gm_draft(tmp_path / "draft")
+    assert fault(lambda: home.member(charter)).endswith("which is not installed: pip install 'p2pfl-mesh[gm]'")
     assert not home.sm2_key_path.exists()
 
 
@@ -583,10 +589,46 @@ def test_two_members_under_masks_are_no_federation_and_nothing_falls_back_to_the
     for name in ("ant", "bee"):
         config = PeerConfig(name=name, announce=("/ip4/192.0.2.1/tcp/1",))
         homes.append(create_home(tmp_path / name, config)[0])
-        charter = join_charter(charter, homes[-1].member("aes"))
+        charter = join_charter(charter, homes[-1].member(charter))
     assert charter.averaging.masks == "on", "unless somebody says otherwise"
     for home in homes:
         charter = sign_charter(charter, home.config.name, home.identity())
     path = tmp_path / "charter.toml"
     save_charter(path, charter)
     assert "from the average each would learn the other's update" in fault(lambda: open_federation(path))
+
+
+def test_whoever_could_choose_its_salt_by_the_others_does_not_join(digits: Folders, tmp_path: Path) -> None:
+    signed = digits.charter()
+    late = create_home(tmp_path / "late", PeerConfig(name="late", announce=("/ip4/192.0.2.1/tcp/1",)))[0]
+    text = fault(lambda: join_charter(signed, late.member(signed)))
+    assert text.startswith("late cannot join version 1: ant has revealed its salt")
+    moved = digits.homes["ant"].member(signed).model_copy(update={"addresses": ("/ip4/192.0.2.9/tcp/1",)})
+    joined = join_charter(signed, moved)
+    assert not joined.signatures, "an address changes the terms"
+    assert beacon_of(joined) != beacon_of(signed), "until ant signs again"
+    assert beacon_of(sign_charter(joined, "ant", digits.homes["ant"].identity())) == beacon_of(signed)
+    charter = signed.model_copy(update={"version": 2})
+    assert "for version 2" in fault(lambda: sign_charter(charter, "bee", digits.homes["bee"].identity()))
+    for home in (*digits.homes.values(), late):
+        charter = join_charter(charter, home.member(charter))
+    for home in (*digits.homes.values(), late):
+        charter = sign_charter(charter, home.config.name, home.identity())
+    assert charter_faults(charter) == []
+
+
+def test_edges_are_read_from_a_file_and_survive_the_charter_s(tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text("bee ant\nbee cat\nant cat\n")
+    terms = topology_terms(str(tmp_path / "lines.txt"))
+    assert terms == {"topology": "edges", "edges": [("ant", "bee"), ("ant", "cat"), ("bee", "cat")]}
+    nx.write_graphml(nx.Graph([("bee", "ant"), ("bee", "cat"), ("ant", "cat")]), tmp_path / "g.graphml")
+    assert topology_terms(str(tmp_path / "g.graphml")) == terms
+    assert topology_terms("ring") == {"topology": "ring"}
+    charter = draft_charter(tmp_path / "agreed", "x", "digits", {"averaging": terms})
+    save_charter(tmp_path / "agreed" / "charter.toml", charter)
+    assert load_charter(tmp_path / "agreed" / "charter.toml") == charter
+    for text in ("", "ant\n"):
+        (tmp_path / "bad.txt").write_text(text)
+        assert "two" in fault(lambda: topology_terms(str(tmp_path / "bad.txt")))
+    (tmp_path / "bad.graphml").write_text("no xml")
+    assert "neither GraphML" in fault(lambda: topology_terms(str(tmp_path / "bad.graphml")))

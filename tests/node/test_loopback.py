@@ -11,7 +11,8 @@ from p2pfl.core.ids import PeerId
 from p2pfl.core.machine import Vector
 from p2pfl.core.trace import Event, PeerFinished, Refused, RoundEnded
 from p2pfl.gossip.mixing import metropolis_hastings
-from p2pfl.gossip.peer_machine import PeerMachine, Plan, overlay_of
+from p2pfl.gossip.peer_machine import PeerMachine, Plan
+from p2pfl.gossip.topology import overlay_of
 from p2pfl.node.driver import Driver, Hooks
 from p2pfl.node.launcher import free_ports
 from p2pfl.node.libp2p.host import ChannelTerms, Libp2pTransport

@@ -95,7 +95,8 @@ def run(tmp_path):
     path = tmp_path / "runs" / "one"
     path.mkdir(parents=True)
     data = [{"partition": "dirichlet", "alpha": 0.5, "peers": 3, "seed": 1, "index": index} for index in range(3)]
-    terms = {"training": {"rounds": ROUNDS}, "averaging": {"topology": "complete", "settle_rounds": 10}}
+    averaging = {"topology": "complete", "settle_rounds": 10, "masks": "off"}
+    terms = {"training": {"rounds": ROUNDS}, "averaging": averaging}
     torch.manual_seed(0)
     federation = create_federation(path, "digits", terms, data, seed=0)
     (path / "settings.toml").write_text('task = "digits"\npeers = 3\n')

@@ -1,20 +1,56 @@
-"""What a charter in groups means for its size is said before anybody signs."""
+"""What a charter means for its size is said before anybody signs."""
+
+from typing import Any
 
 import pytest
 
+from p2pfl.core.charter import AveragingTerms
 from p2pfl.simulation.charter_text import describe_charter
 from tests.pump import charter_for
 
 
+def described(members: int, **terms: Any) -> list[str]:
+    charter = charter_for(members, 10)
+    return list(describe_charter(charter.model_copy(update={"averaging": AveragingTerms(**terms)})))
+
+
 @pytest.mark.parametrize(
-    ("members", "said"),
+    ("members", "groups", "sums"),
     [
-        (3, "one group of all; one of 3 that drops out costs the round, 1 may work together"),
-        (8, "one group of all; 2 of 8 may drop out of a round, 3 may work together"),
-        (20, "2 groups drawn anew each round; 2 of 10 may drop out of a round, 5 may work together"),
+        (3, "one group of all", "a group of 3: one absence costs the round; 1 may work together and learn nothing"),
+        (8, "one group of all", "a group of 8: 2 of 8 may drop out after uploading; 3 may work together"),
+        (20, "2 groups drawn anew each round", "a group of 10: 2 of 10 may drop out after uploading; 5 may work"),
     ],
 )
-def test_groups_say_what_they_can_lose(members: int, said: str) -> None:
-    lines = list(describe_charter(charter_for(members, 10, topology="groups")))
-    assert f"topology  groups: {said}" in lines
+def test_groups_say_what_they_can_lose(members: int, groups: str, sums: str) -> None:
+    lines = described(members, topology="groups")
+    assert f"topology  groups: {groups}" in lines
     assert "masks     on: only sums are revealed; values up to 64" in lines
+    assert any(line.startswith(f"sums      in {sums}") for line in lines)
+
+
+def test_stars_say_what_they_can_lose() -> None:
+    assert "sums      in a star of 3: one absence costs the round; 1 may work together and learn nothing" in described(
+        8, topology="ring"
+    )
+    lines = described(12, topology="torus")
+    assert (
+        "sums      in a star of 5: 1 of 5 may drop out after uploading; 2 may work together and learn nothing" in lines
+    )
+    assert any("the centre's absence costs the round" in line for line in lines)
+
+
+def test_cohorts_are_named() -> None:
+    lines = described(24, topology="groups", regroup="never")
+    assert "topology  groups: 3 groups drawn anew each round, of cohorts of 3 or more that stay together" in lines
+
+
+@pytest.mark.parametrize("topology", ["groups", "ring"])
+def test_without_masks_the_first_line_says_so(topology: str) -> None:
+    assert described(4, topology=topology, masks="off")[0] == "UNMASKED: neighbors see each other's updates"
+    assert not any("UNMASKED" in line for line in described(4, topology=topology))
+
+
+def test_an_overlay_that_does_not_exist_is_told_and_not_raised() -> None:
+    lines = described(4, topology="edges", edges=(("m0", "eel"),))
+    assert any("averaging.edges: eel is not a member" in line for line in lines)

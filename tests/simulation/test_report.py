@@ -16,7 +16,7 @@ from p2pfl.simulation.results import open_run
 from p2pfl.simulation.summary import PeerSummary, consensus_curve, distance
 from tests.simulation.conftest import PARAMETERS, ROUNDS, SECONDS, kill
 
-PLOTS = ("accuracy.png", "consensus.png", "overlay.png")
+PLOTS = ("accuracy.png", "consensus.png", "overlay.png", "exchanges.png")
 
 
 def summary_of(path):
@@ -87,12 +87,13 @@ def test_pictures_and_text_are_written(run):
         assert 5_000 < (run.path / name).stat().st_size < 500_000
     text = (run.path / "report.txt").read_text()
     assert text == as_text(result)
-    assert text.splitlines()[2].split() == [
+    assert text.splitlines()[0] == "UNMASKED: neighbors saw each other's updates"
+    assert text.splitlines()[3].split() == [
         "peer", "examples", "classes", "alone", "together", "gain", "rounds", "in", "out",
     ]  # fmt: skip
     assert "every peer finished, and their models agree" in text
     assert "above the tolerance of 1e-06" in text
-    assert "masks               off: UNMASKED, neighbors saw each other's updates" in text
+    assert "masks               off: UNMASKED: neighbors saw each other's updates" in text
 
 
 def test_a_killed_peer_has_its_row_and_does_not_touch_the_others(run):

@@ -1,6 +1,7 @@
 """The report of a run in groups: how its rounds ended, and who was missing."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ from p2pfl.core.trace import Entry, Evaluated, PeerFinished, PeerStarted, RoundE
 from p2pfl.node.federation import CHARTER_FILE, load_charter
 from p2pfl.node.launcher import create_federation
 from p2pfl.node.tracefile import TRACE_FILE
+from p2pfl.simulation.plots import ROUNDS_DRAWN, exchanges, exchanges_figure
 from p2pfl.simulation.report import report
+from p2pfl.simulation.results import open_run
 
 PEERS = 8
 FULL, LATE, VOID = "full", "late", "void"
@@ -57,3 +60,29 @@ def test_how_rounds_ended_and_who_was_missing_stands_below_the_table(run: Path) 
     assert "absent              peer-0 in 1 round: upload: nothing came 1" in text
     assert "spectral gap" not in text
     assert (run / "overlay.png").stat().st_size > 5_000
+
+
+@pytest.mark.parametrize(
+    ("topology", "masks", "first", "drawn"),
+    [
+        ("groups", "on", record(0, FULL, ("peer-1", "peer-2"), {}), {(0, 1), (0, 2), (1, 2)}),
+        ("ring", "on", replace(record(0, FULL, ("peer-1", "peer-2"), {}), leader="peer-1"), {(0, 1), (1, 2)}),
+        ("ring", "on", record(0, "skip", (), {}), set()),
+        ("ring", "off", record(0, "", ("peer-1", "peer-7"), {}), {(0, 1), (0, 7)}),
+    ],
+)
+def test_the_exchanges_of_a_round_are_those_of_the_traces(
+    topology: str, masks: str, first: RoundEnded, drawn: set[tuple[int, int]], tmp_path: Path
+) -> None:
+    data = [{"partition": "dirichlet", "alpha": 0.5, "peers": PEERS, "seed": 1, "index": i} for i in range(PEERS)]
+    terms = {"training": {"rounds": 3}, "averaging": {"topology": topology, "masks": masks}}
+    federation = create_federation(tmp_path, "digits", terms, data, seed=0)
+    home = federation.homes[0]
+    hash = load_charter(tmp_path / CHARTER_FILE).hash().hex()
+    started = PeerStarted("peer-0", home.identity().peer_id, hash, (), 4810, 180)
+    lines = [encode_entry(Entry(1000.0, 0, 0, each)) for each in (started, first)]
+    (home.run_path / TRACE_FILE).write_text("".join(f"{line}\n" for line in lines))
+    run = open_run(tmp_path)
+    assert exchanges(run, 0) == drawn
+    assert exchanges(run, 1) == set()
+    assert len(exchanges_figure(run).axes) == ROUNDS_DRAWN
