@@ -113,6 +113,9 @@ class AveragingTerms(Settings):
         topology_seed: draws the overlay of `random-regular`.
         masks: whether single updates are hidden: in groups only, where no two sums overlap, and there unless said
             otherwise.
+        weights: whether all members weigh the same in an average, or by their samples: alpha = samples / samples_max.
+        samples_max: the largest number of samples that a member has; there where weights = samples, and only there.
+        alpha_min: the least such weight: with tiny weights a sum is nearly one peer's vector.
         clip: under masks, the largest absolute value of a model's parameter or buffer that is represented; a sum's
             fixed point is this fine, divided by 2^31 and multiplied by the members.
         tolerance: after the last training round the peers average until the consensus distance is below this.
@@ -124,6 +127,9 @@ class AveragingTerms(Settings):
     colluders: Annotated[int, Field(ge=0, le=30)] = 1
     topology_seed: Annotated[int, Field(ge=0)] = 0
     masks: Literal["on", "off"] = "on"
+    weights: Literal["equal", "samples"] = "equal"
+    samples_max: Annotated[int, Field(ge=1, le=2**53)] | None = None
+    alpha_min: Annotated[float, Field(ge=1e-3, le=1, allow_inf_nan=False)] = 0.5
     clip: Annotated[float, Field(ge=1e-9, le=1e9, allow_inf_nan=False)] = 64.0
     tolerance: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-6
     settle_rounds: Annotated[int, Field(ge=0, le=100_000)] = 500
@@ -134,6 +140,14 @@ class AveragingTerms(Settings):
         if isinstance(values, dict) and "masks" not in values:
             return {**values, "masks": "on" if values.get("topology", "groups") == "groups" else "off"}
         return values
+
+    @model_validator(mode="after")
+    def _weights_fit(self) -> "AveragingTerms":
+        if self.weights == "samples" and self.samples_max is None:
+            raise ValueError("weights are samples and samples_max is missing; set it to the most that a member has")
+        if self.weights == "equal" and self.samples_max is not None:
+            raise ValueError("samples_max means something only with weights = samples; leave it out, or set weights")
+        return self
 
     @model_validator(mode="after")
     def _masks_fit(self) -> "AveragingTerms":

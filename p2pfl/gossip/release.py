@@ -12,12 +12,14 @@ from typing import Protocol
 import numpy as np
 
 from p2pfl.core.canonical import Value, canonical
-from p2pfl.core.errors import Malformed
+from p2pfl.core.errors import Malformed, RemoteError
 from p2pfl.core.ids import PeerId, Round
-from p2pfl.core.machine import Vector
+from p2pfl.core.machine import Bytes, Vector
 from p2pfl.core.statements import Enrolment, Result, Statement, Vote
-from p2pfl.gossip.chunks import bounds, digest, pair
+from p2pfl.crypto.ring import WEIGHT_ONE
+from p2pfl.gossip.chunks import Format, digest, pair
 from p2pfl.gossip.grouping import bearable_colluders, threshold
+from p2pfl.gossip.secure_sum import MaskTerms
 
 
 class Keyring(Protocol):
@@ -48,6 +50,7 @@ class Terms:
         least: fewest members in a sum.
         parameters: length of the vector.
         patience: seconds that a group waits for members that are slow to take part.
+        least_weight: the smallest that a member may have, in units of 1 / WEIGHT_ONE.
     """
 
     charter: bytes
@@ -59,6 +62,12 @@ class Terms:
     least: int
     parameters: int
     patience: float
+    least_weight: int = WEIGHT_ONE
+
+    def format(self, members: int, masks: MaskTerms | None) -> Format:
+        """Return how the chunks and results of a session of so many members are written."""
+        ring = None if masks is None else masks.ring(members)
+        return Format(self.parameters, members, ring, self.least_weight)
 
     def bears(self, members: int) -> bool:
         """Return whether a session of so many members is allowed."""
@@ -97,32 +106,39 @@ class Released:
         round: the session's.
         session: its 32 bytes.
         members: who began it.
+        survivors: how many are in the sum.
         digests: of the result of each chunk.
+        format: of the results.
     """
 
     round: Round
     session: bytes
     members: tuple[int, ...]
+    survivors: int
     digests: tuple[bytes, ...]
+    format: Format
 
-    def length(self, parameters: int) -> int:
-        """Return how many float32 values `Session.released` has."""
-        return parameters + len(self.members)
-
-    def open(self, values: Vector, parameters: int) -> Vector | None:
-        """Return the average, float32 [parameters], from `Session.released`; None if the values are others."""
-        parts, end = [], 0
+    def open(self, data: Bytes) -> Vector | None:
+        """Return the average, float32 [parameters], from the bytes of `Session.released`; None if they are others."""
+        average: Vector = np.empty(self.format.parameters, np.float32)
+        end = 0
         for chunk, expected in enumerate(self.digests):
-            first, last = bounds(parameters, len(self.members), chunk)
-            part = values[end : (end := end + 1 + last - first)]
+            part = data[end : (end := end + self.format.size(chunk))]
             if digest(part) != expected:
                 return None
-            parts.append(part[1:])
-        return np.concatenate(parts)
+            try:
+                self.format.decode_into(average, chunk, self.format.read(part), self.survivors)
+            except RemoteError:
+                return None
+        return average
 
 
 def verified_release(
-    terms: Terms, groups: Sequence[tuple[int, ...]], keyring: Keyring, statements: Sequence[Statement]
+    terms: Terms,
+    groups: Sequence[tuple[int, ...]],
+    keyring: Keyring,
+    statements: Sequence[Statement],
+    masks: MaskTerms | None = None,
 ) -> Released:
     """Check that a session of a round released an average; never take a peer's word for it, nor its model.
 
@@ -131,6 +147,7 @@ def verified_release(
         groups: of that round.
         keyring: checks the signatures.
         statements: as `Session.proof` gives them.
+        masks: how that round's vectors are masked; None where they are not.
 
     Raises:
         RemoteError: the statements do not prove it.
@@ -153,6 +170,8 @@ def verified_release(
             votes[statement.signer] = content
         elif content.chunk < len(members) and statement.signer in pair(members, content.chunk):
             digests[content.chunk] = content.digest
-    if certified(votes, members, terms.least) is None or len(digests) != len(members):
+    survivors = certified(votes, members, terms.least)
+    if survivors is None or len(digests) != len(members):
         raise Malformed("sent an average that is not certified")
-    return Released(first.round, session, members, tuple(digests[chunk] for chunk in range(len(members))))
+    named = tuple(digests[chunk] for chunk in range(len(members)))
+    return Released(first.round, session, members, len(survivors), named, terms.format(len(members), masks))

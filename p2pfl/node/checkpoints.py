@@ -55,6 +55,9 @@ LEDGER_BYTES = 16 << 20
 """No ledger is larger: it holds the records of a few rounds, each below a kilobyte for a hundred members."""
 HEAD_BYTES = 1 << 12
 """No head of a checkpoint is larger: it holds a handful of numbers and names."""
+_PREFIX = len(CHECKPOINT_MAGIC) + 4
+_ALIGNMENT = 64
+"""Bytes: of a cache line, and more than any vector instruction asks for."""
 SLICE = 1 << 20
 """Bytes hashed and written at a time: so many stay in the processor's cache in between, and none is copied."""
 
@@ -186,8 +189,12 @@ class Checkpoints:
         """What the ledger still holds: all records since the oldest checkpoint, and the last upload and vote at all."""
         return self._ledger.told.records
 
-    def persist(self, record: Record, trainer: bytes | None = None) -> None:
+    def persist(self, record: Record, trainer: bytes | None = None) -> NDArray[np.float32] | None:
         """Write `record`; when this returns, it survives a crash. Blocks: call it in a worker thread.
+
+        Returns:
+            The base of a checkpoint as its file holds it, mapped read-only: it costs no memory that the system cannot
+            take back, and stays there as long as somebody holds it, also once the file is pruned. Else None.
 
         Args:
             record: what to write; its vectors are read as they lie, and must not be written to meanwhile.
@@ -200,11 +207,11 @@ class Checkpoints:
         """
         if isinstance(record, Checkpoint):
             with self._writing:
-                self._keep_checkpoint(record, trainer)
-        else:
-            self._ledger.append(record)
+                return self._keep_checkpoint(record, trainer)
+        self._ledger.append(record)
+        return None
 
-    def _keep_checkpoint(self, checkpoint: Checkpoint, trainer: bytes | None) -> None:
+    def _keep_checkpoint(self, checkpoint: Checkpoint, trainer: bytes | None) -> NDArray[np.float32]:
         if self._rounds and checkpoint.round < self._rounds[-1]:
             raise OutOfTurn(f"a checkpoint of round {checkpoint.round} after one of round {self._rounds[-1]}")
         for vector in (checkpoint.base, checkpoint.update):
@@ -224,6 +231,7 @@ class Checkpoints:
             except OSError as error:
                 raise store_failed(path, error) from error
         self._spoiled = []
+        return _mapped(_checkpoint_path(self._folder, checkpoint.round), checkpoint.base.size)
 
     def close(self) -> None:
         """Let go of the folder; called again, it does nothing."""
@@ -557,6 +565,8 @@ def _parts(owner: Owner, checkpoint: Checkpoint, trainer: bytes | None, records:
         "trainer": None if trainer is None else len(trainer),
     }
     encoded = json.dumps(head).encode()
+    # So that the base lies where it can be read as numbers without being copied.
+    encoded += b" " * (-(_PREFIX + len(encoded)) % _ALIGNMENT)
     yield CHECKPOINT_MAGIC
     yield struct.pack("<I", len(encoded))
     yield encoded
@@ -565,6 +575,17 @@ def _parts(owner: Owner, checkpoint: Checkpoint, trainer: bytes | None, records:
         yield _memory(checkpoint.update)
     if trainer is not None:
         yield trainer
+
+
+def _mapped(path: Path, values: int) -> NDArray[np.float32]:
+    """Return the base in a checkpoint's file, float32 [values], read-only, without reading it."""
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<I", file.read(_PREFIX)[-4:])
+            mapped: NDArray[np.float32] = np.memmap(file, "<f4", "r", _PREFIX + length, (values,)).view(np.ndarray)
+    except OSError as error:
+        raise store_failed(path, error) from error
+    return mapped
 
 
 def _memory(vector: NDArray[np.float32]) -> memoryview:
