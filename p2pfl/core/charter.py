@@ -233,7 +233,7 @@ class Charter(Settings):
 
     def hash(self) -> bytes:
         """Return the 32 bytes by which peers know this charter: the SHA-256 of its terms' canonical encoding."""
-        return hashlib.sha256(canonical(["p2pfl/charter/2", self.terms()])).digest()
+        return hashlib.sha256(canonical(["p2pfl/charter/3", self.terms()])).digest()
 
     def roster(self) -> tuple[PeerId, ...]:
         """Return the members' peer ids in the order of their names: the overlay's nodes.

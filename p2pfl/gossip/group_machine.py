@@ -296,8 +296,8 @@ class GroupMachine:
                 return self._on_trained(input, now)
             case Computed(key, result):
                 return self._on_computed(key, result)
-            case Persisted(key, base):
-                return self._on_persisted(key, base, now)
+            case Persisted():
+                return self._on_persisted(input, now)
             case WorkFailed(error):
                 return self._finish(error)
             case StopRequested():
@@ -424,9 +424,9 @@ class GroupMachine:
         past = self._past.get(want.round)
         if past is None or past.id != want.session or not self._spend(place, now, BURST / 4):
             return []
-        values = past.released()
-        if values is None:
+        if not past.is_released:
             return []
+        values = past.released()
         message = Chunk(charter, want.round, want.session, Part.AVERAGE, 0, values.nbytes)
         return [SendBulk((peer,), message, values)]
 
@@ -557,11 +557,13 @@ class GroupMachine:
             return []
         return self._of_session(self._session.computed(rest, result))
 
-    def _on_persisted(self, key: str, base: Vector | None, now: Seconds) -> list[Effect]:
-        number, _, rest = key.partition("/")
+    def _on_persisted(self, kept: Persisted, now: Seconds) -> list[Effect]:
+        number, _, rest = kept.key.partition("/")
         if number == "checkpoint":
-            if base is not None:
-                self._base = _read_only(base)
+            if kept.base is not None:
+                self._base = _read_only(kept.base)
+            if kept.results is not None and self._session is not None:
+                self._session.keep_results(kept.results)
             return self._next_round(now)
         if int(number) != self._round or self._session is None or self._session.outcome is not None:
             return []
@@ -648,7 +650,8 @@ class GroupMachine:
                 self._members[who].note_round(self._round, took_part)
         self._patience = session.patience
         self._closing = self._record(session, now)
-        return [Persist("checkpoint/", Checkpoint(Round(self._round + 1), self._base, self._update, self._synced))]
+        kept = Checkpoint(Round(self._round + 1), self._base, self._update, self._synced, session.results())
+        return [Persist("checkpoint/", kept)]
 
     def _record(self, session: Session, now: Seconds) -> RoundEnded:
         names, me = self._plan.names, self._plan.me

@@ -28,7 +28,7 @@ import numpy as np
 from p2pfl.core.canonical import Value, canonical
 from p2pfl.core.errors import Malformed, RemoteError, TooLarge
 from p2pfl.core.ledger import SESSION_BYTES, Uploading, Voted
-from p2pfl.core.machine import Compute, Effect, Payload, Persist, Send, SendBulk, Vector
+from p2pfl.core.machine import Bytes, Compute, Effect, Payload, Persist, Send, SendBulk, Vector
 from p2pfl.core.statements import (
     KINDS,
     MAX_ATTEMPTS,
@@ -1038,11 +1038,20 @@ class Session:
         self._uploads, self._chunks, self._vector, self._unsigned = {}, {}, None, {}
         self._place = None
 
-    def released(self) -> Payload | None:
-        """Return what `Released.open` reads: the results of all chunks, one after the other."""
-        if not self.is_released:
-            return None
-        return np.concatenate([self._results[chunk] for chunk in range(self._format.chunks)])
+    def results(self) -> tuple[Payload, ...]:
+        """Return the results of all chunks, once all are here."""
+        return tuple(self._results[chunk] for chunk in range(self._format.chunks)) if self.is_released else ()
+
+    def keep_results(self, data: Bytes) -> None:
+        """Hold these bytes instead of `results`, which they are, one after the other."""
+        end = 0
+        for chunk in range(self._format.chunks):
+            part = data[end : (end := end + self._format.size(chunk))]
+            self._results[chunk] = self._format.read(part)
+
+    def released(self) -> Payload:
+        """Return what `Released.open` reads: `results`, one after the other."""
+        return np.concatenate(self.results())
 
     def give_up(self) -> None:
         """End the round without its average: the others are in a later one."""

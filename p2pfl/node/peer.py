@@ -29,7 +29,7 @@ from p2pfl.gossip.secure_sum import MaskTerms
 from p2pfl.learning.task import make_model, read_data
 from p2pfl.learning.trainer import Trainer
 from p2pfl.learning.vector import assign, flatten, load_model, notes, save_model
-from p2pfl.node.checkpoints import Checkpoints
+from p2pfl.node.checkpoints import Checkpoints, Mapped
 from p2pfl.node.discovery import sign_whereabouts
 from p2pfl.node.driver import Driver, Hooks
 from p2pfl.node.federation import HISTORY_FILE, MODEL_FILE, Federation, Home, open_federation, own_membership
@@ -240,7 +240,7 @@ class Peer:
 
         worker = LocalTraining(self.trainer, self.home.config.evaluate_every, life.trainer)
 
-        def persist(record: Record) -> Vector | None:
+        def persist(record: Record) -> Mapped | None:
             state = worker.state_before(record.round) if isinstance(record, Checkpoint) else None
             return life.checkpoints.persist(record, state)
 

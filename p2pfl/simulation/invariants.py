@@ -9,6 +9,7 @@ from itertools import product
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from p2pfl.core.errors import P2pflError
 from p2pfl.core.ids import Round
@@ -26,8 +27,13 @@ from p2pfl.core.machine import (
     SendBulk,
     Vector,
 )
-from p2pfl.core.statements import Content, Roots, Vote
+from p2pfl.core.statements import Content, Deal, Roots, Vote
 from p2pfl.core.wire import Chunk, Part, Proof, Told
+
+HEADER = 4
+"""Values in front of a chunk in the clear, the weight first."""
+Words = NDArray[np.int64]
+_Upload = Vector | tuple[int, Words] | None
 
 
 class InvariantViolated(P2pflError):
@@ -53,6 +59,9 @@ class Standing(Protocol):
 
     def contribution(self) -> Vector | None:
         """Return what it averages in its round, which masks hide on the wire; None where its machine does not tell."""
+
+    def weight(self) -> int:
+        """Return its weight in an average, in units of 2^-16."""
 
     def undelivered(self) -> int:
         """Return how many messages of it are under way or queued on its fullest link."""
@@ -202,14 +211,54 @@ class Bounds(Check):
 
 
 def weighted_average(chunks: Sequence[Vector]) -> Vector:
-    """Return what an aggregator makes of uploaded chunks, each float32 [weight, values...]: the same, of all.
+    """Return what an aggregator makes of uploaded chunks, each float32 [weight, ...]: the same, of all.
 
-    A second way to what `p2pfl.gossip.session.reduce` computes, to compare with.
+    A second way to what `p2pfl.gossip.chunks.reduce` computes, to compare with.
     """
     stacked = np.stack(chunks).astype(np.float64)
     total = stacked[:, 0].sum()
     values = (stacked[:, :1] * stacked[:, 1:]).sum(axis=0) / total
     return np.concatenate(([total], values)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class FixedPoint:
+    """The words of masked sums, a second way to what `p2pfl.crypto.ring` computes, to compare with.
+
+    Attributes:
+        clip: the largest |alpha x| that a word represents.
+        bits: of a word.
+    """
+
+    clip: float
+    bits: int = 32
+
+    def largest(self, members: int) -> int:
+        """Return the largest word of one member: a float32 holds it, and the sum of all fits into the ring."""
+        largest: int = (2 ** (self.bits - 1) - 1) // members
+        while int(np.float32(largest)) > largest or largest % 2 ** max(0, largest.bit_length() - 24):
+            largest -= 1
+        return largest
+
+    def words(self, values: Vector, weight: int, members: int) -> Words:
+        """Return what a member adds to a sum: int64, as many as values, float32."""
+        largest = self.largest(members)
+        exact = weight / 2**16 * largest / self.clip
+        factor = np.float32(exact)
+        if float(factor) > exact:
+            factor = np.nextafter(factor, np.float32(0))
+        words: Words = np.clip(np.rint(values * factor), -largest, largest).astype(np.int64)
+        return words
+
+    def average(self, words: Words, weight: int, members: int) -> Vector:
+        """Return what a sum of words means: float32, as many."""
+        return (words * (self.clip / self.largest(members) / (weight / 2**16))).astype(np.float32)
+
+    def read(self, result: Payload) -> tuple[int, int, Words]:
+        """Return a result's weight, its contributors, and its words."""
+        data = result.tobytes()
+        weight, canary = np.frombuffer(data, "<u4", 2).tolist()
+        return weight, canary % 2**16, np.frombuffer(data, f"<i{self.bits // 8}", offset=16).astype(np.int64)
 
 
 @dataclass
@@ -218,16 +267,17 @@ class _Sums:
 
     Attributes:
         members: how many; 0 while unknown.
-        uploads: by chunk and uploader, all contents that it sent.
+        uploads: by chunk and uploader, all contents that it sent: a weight and words under masks, else a chunk in the
+            clear; None where a liar hides what it sends.
         survivors: every set that somebody voted for.
-        results: by chunk, once it was seen to be the average of the survivors' uploads.
+        results: by chunk, once it was seen to be the average of the survivors' uploads, with the average in it.
     """
 
     round: Round
     members: int = 0
-    uploads: dict[tuple[int, int], dict[bytes, Vector]] = field(default_factory=dict)
+    uploads: dict[tuple[int, int], dict[bytes, _Upload]] = field(default_factory=dict)
     survivors: set[tuple[int, ...]] = field(default_factory=set)
-    results: dict[int, Vector] = field(default_factory=dict)
+    results: dict[int, tuple[bytes, Vector]] = field(default_factory=dict)
 
 
 class AveragesComputed(Check):
@@ -240,15 +290,18 @@ class AveragesComputed(Check):
     Args:
         initial: the common initial model, float32 [parameters].
         bounds: the first index of a chunk and the first after it, from (parameters, members, chunk).
-        tolerance: by which a result may be off beside float32: what a ring's fixed point rounds away.
+        words: of sums under masks, which must be right to the last bit.
     """
 
     watches_liars = True
 
     def __init__(
-        self, initial: Vector, bounds: Callable[[int, int, int], tuple[int, int]], tolerance: float = 1e-30
+        self,
+        initial: Vector,
+        bounds: Callable[[int, int, int], tuple[int, int]],
+        words: FixedPoint = FixedPoint(1.0),
     ) -> None:
-        self._bounds, self._initial, self._tolerance = bounds, initial, tolerance
+        self._bounds, self._initial, self._words = bounds, initial, words
         self._sessions: dict[bytes, _Sums] = {}
         self._bases: dict[int, Vector] = {}
         self._released = {initial.tobytes()}
@@ -275,43 +328,56 @@ class AveragesComputed(Check):
     def _told(self, content: Content) -> None:
         if isinstance(content, Vote):
             self._of(content.round, content.session).survivors.add(content.survivors)
+        elif isinstance(content, Deal):  # under masks, where the members have to be known with the first chunk
+            self._of(content.round, content.session).members = len(content.sealed)
         elif isinstance(content, Roots):
             self._of(content.round, content.session).members = len(content.digests)
 
     def _chunk(self, peer: Standing, chunk: Chunk, payload: Payload) -> None:
         sums = self._of(chunk.round, chunk.session)
         if chunk.part is Part.UPLOAD:
-            plain = self._in_the_clear(peer, chunk, payload, sums.members)
-            sums.uploads.setdefault((chunk.chunk, peer.place), {})[plain.tobytes()] = plain
+            sent = sums.uploads.setdefault((chunk.chunk, peer.place), {})
+            sent[payload.tobytes()] = self._upload(peer, chunk, payload, sums.members)
             return
-        payload = np.asarray(payload, np.float32)
         if chunk.chunk in sums.results:
-            if payload.tobytes() != sums.results[chunk.chunk].tobytes() and not peer.lying:
+            if payload.tobytes() != sums.results[chunk.chunk][0] and not peer.lying:
                 raise InvariantViolated(f"{peer.name} sends a second result of a chunk in round {chunk.round}")
         elif self._is_average(sums, chunk.chunk, payload):
-            sums.results[chunk.chunk] = payload
+            sums.results[chunk.chunk] = payload.tobytes(), self._average(payload, sums.members)
         elif not peer.lying:
             raise InvariantViolated(f"{peer.name} sends a result in round {chunk.round} that no uploads give")
 
-    def _in_the_clear(self, peer: Standing, chunk: Chunk, payload: Payload, members: int) -> Vector:
-        """Return an upload as float32 [weight, values...]; not a number where a liar hides what it sends."""
+    def _upload(self, peer: Standing, chunk: Chunk, payload: Payload, members: int) -> _Upload:
         if payload.dtype == np.float32:
             return np.asarray(payload, np.float32)
         whole = None if peer.lying else peer.contribution()
         if whole is None:
-            return np.full(1, np.nan, np.float32)
+            return None
         first, end = self._bounds(len(whole), members, chunk.chunk)
-        return np.concatenate(([1.0], whole[first:end])).astype(np.float32)
+        return peer.weight(), self._words.words(whole[first:end], peer.weight(), members)
 
-    def _is_average(self, sums: _Sums, chunk: int, result: Vector) -> bool:
+    def _average(self, result: Payload, members: int) -> Vector:
+        if result.dtype == np.float32:
+            return np.asarray(result[HEADER:], np.float32)
+        weight, _, words = self._words.read(result)
+        return self._words.average(words, weight, members)
+
+    def _is_average(self, sums: _Sums, chunk: int, result: Payload) -> bool:
         for survivors in sorted(sums.survivors):
             contents = [sums.uploads.get((chunk, place), {}) for place in survivors]
             for uploads in product(*(each.values() for each in contents)):
-                if any(np.isnan(upload).all() for upload in uploads):
-                    return True
-                if np.allclose(weighted_average(uploads), result, rtol=1e-6, atol=self._tolerance):
+                if any(upload is None for upload in uploads) or self._is_sum(uploads, result):
                     return True
         return False
+
+    def _is_sum(self, uploads: Sequence[_Upload], result: Payload) -> bool:
+        masked = [upload for upload in uploads if isinstance(upload, tuple)]
+        plain = [upload for upload in uploads if isinstance(upload, np.ndarray)]
+        if result.dtype == np.float32:
+            return not masked and np.allclose(weighted_average(plain), result, rtol=1e-6, atol=1e-30)
+        weight, contributors, words = self._words.read(result)
+        weighs = weight == sum(alpha for alpha, _ in masked) and contributors == len(uploads)
+        return not plain and weighs and np.array_equal(sum(each for _, each in masked), words)
 
     def _checkpoint(self, peer: Standing, checkpoint: Checkpoint) -> None:
         before = self._bases.get(peer.place, self._initial)
@@ -332,7 +398,7 @@ class AveragesComputed(Check):
         whole = {self._initial.tobytes()}
         for sums in self._sessions.values():
             if sums.members and len(sums.results) == sums.members:
-                whole.add(np.concatenate([sums.results[chunk][1:] for chunk in range(sums.members)]).tobytes())
+                whole.add(np.concatenate([sums.results[chunk][1] for chunk in range(sums.members)]).tobytes())
         return whole
 
     def _replaced(self, base: Vector, before: Vector | None, sums: _Sums) -> bool:
@@ -340,7 +406,7 @@ class AveragesComputed(Check):
         for chunk in range(sums.members):
             part = slice(*self._bounds(len(base), sums.members, chunk))
             result = sums.results.get(chunk)
-            computed = result is not None and base[part].tobytes() == result[1:].tobytes()
+            computed = result is not None and base[part].tobytes() == result[1].tobytes()
             kept = before is not None and base[part].tobytes() == before[part].tobytes()
             if not (computed or kept):
                 return False

@@ -35,7 +35,14 @@ from p2pfl.gossip.chunks import bounds
 from p2pfl.gossip.group_machine import GroupMachine, GroupPlan
 from p2pfl.gossip.secure_sum import MaskTerms
 from p2pfl.simulation.faults import MIXES, Schedule, decode_schedule, encode_schedule, shrink
-from p2pfl.simulation.invariants import AveragesComputed, Bounds, InvariantViolated, OffersAnswered, SpentOnce
+from p2pfl.simulation.invariants import (
+    AveragesComputed,
+    Bounds,
+    FixedPoint,
+    InvariantViolated,
+    OffersAnswered,
+    SpentOnce,
+)
 from p2pfl.simulation.simnet import Disk, Network, PeerSpec, SimulatedKeyring
 
 HORIZON = 6.0
@@ -116,14 +123,13 @@ def standard_network(case: Case, *, strict: bool | None = None, log: bool = Fals
     """
     plans = _plans(case.peers, case.group, case.rounds, case.words, masked=case.masked)
     initial = np.zeros(case.words, np.float32)
-    tolerance = CLIP / 2**24 if case.masked else 1e-30
     initial.flags.writeable = False
     return Network(
         [_spec(plan, initial, case) for plan in plans],
         case.schedule(),
         case.seed,
         charter=plans[0].charter,
-        checks=[SpentOnce(), OffersAnswered(), Bounds(), AveragesComputed(initial, bounds, tolerance)],
+        checks=[SpentOnce(), OffersAnswered(), Bounds(), AveragesComputed(initial, bounds, FixedPoint(CLIP))],
         strict=case.seed % STRICT_EVERY == 0 if strict is None else strict,
         log=log,
         quorum=plans[0].least,

@@ -33,10 +33,11 @@ OTHER: dict[str, Any] = {
     "suite": "sm4",
     "channel": "noise",
     "topology": "complete",
+    "alpha_min": 0.25,
     "peer_id": "12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN",
 }
-ONLY_ONE = {("training", "algorithm"), ("averaging", "masks")}
-"""Terms that have one value so far: in the hash by `terms`, which the test below looks at."""
+ONLY_ONE = {("training", "algorithm"), ("averaging", "masks"), ("averaging", "weights")}
+"""Terms with one value, or only one beside these others: in the hash by `terms`, which a test below looks at."""
 
 TERMS = [path for path in leaves(charter_values()) if path[0] != "signatures"]
 
@@ -91,9 +92,24 @@ def test_a_default_hashes_as_if_it_were_written() -> None:
     assert read(values).hash() == read(written).hash()
 
 
+def test_weights_by_samples_need_to_know_the_most_of_them() -> None:
+    values = charter_values()
+    hashes = {read(values).hash()}
+    for most in (100, 101):
+        values["averaging"] |= {"weights": "samples", "samples_max": most}
+        hashes.add(read(values).hash())
+    assert len(hashes) == 3
+    del values["averaging"]["samples_max"]
+    with pytest.raises(InvalidConfig, match="samples_max is missing; set it to the most that a member has"):
+        read(values)
+    values["averaging"] |= {"weights": "equal", "samples_max": 100}
+    with pytest.raises(InvalidConfig, match="samples_max means something only with weights = samples"):
+        read(values)
+
+
 def test_the_hash_of_an_example_is_pinned() -> None:
     # Another hash means that peers of two versions of this package cannot meet: a new domain string is due then.
-    assert read(charter_values()).hash().hex() == "db169efa29bc940d21bb4e3bb7a5bf93396c75579f487c555de38ac91820c155"
+    assert read(charter_values()).hash().hex() == "0439857befdc5d883ffe2efff4c9ec3cc84ab5872225b714e7ff45a48bcf9e8d"
 
 
 @pytest.mark.parametrize("what", ["name", "peer_id"])
