@@ -133,7 +133,7 @@ class Format:
         """The bytes of all results, one after the other."""
         return sum(map(self.size, range(self.chunks)))
 
-    def read(self, payload: bytearray | Bytes) -> Payload:
+    def read(self, payload: bytes | bytearray | Bytes) -> Payload:
         """Return the bytes of chunks or results as an array, which is not copied."""
         if self.ring is None:
             return np.frombuffer(payload, np.dtype("<f4"))

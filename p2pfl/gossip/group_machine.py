@@ -562,7 +562,7 @@ class GroupMachine:
         if number == "checkpoint":
             if kept.base is not None:
                 self._base = _read_only(kept.base)
-            if kept.results is not None and self._session is not None:
+            if kept.results is not None and self._session is not None and self._session.is_released:
                 self._session.keep_results(kept.results)
             return self._next_round(now)
         if int(number) != self._round or self._session is None or self._session.outcome is not None:

@@ -389,7 +389,7 @@ def sum_chunk(terms: MaskTerms, layout: Layout, index: int, chunks: Sequence[Byt
         terms: how vectors are masked.
         layout: how they are cut.
         index: which chunk.
-        chunks: one of each survivor, uint8 [its size].
+        chunks: one of each survivor, uint8 [its size]; the first becomes the sum if it can be written to.
         masks: of `Secrets.leftover`.
 
     Returns:
@@ -398,9 +398,9 @@ def sum_chunk(terms: MaskTerms, layout: Layout, index: int, chunks: Sequence[Byt
     Raises:
         RemoteError: a mask is left, or somebody's chunk lied.
     """
-    total: Bytes = np.zeros(layout.chunk(index).size, np.uint8)
+    total = chunks[0] if chunks[0].flags.writeable else chunks[0].copy()
     ring, view = terms.ring(layout.chunks), total.data
-    for chunk in chunks:
+    for chunk in chunks[1:]:
         add_chunk(ring, view, chunk.data)
     unmask(terms.suite, layout, index, view, masks)
     read_header(view, len(chunks), ring.members)

@@ -409,8 +409,8 @@ class Session:
             raise Malformed("uploaded to a session that it is no member of")
         if not work.enrolled:
             return "this peer only watches the session"
-        if chunk.chunk in self._results:
-            return "its result is here already"
+        if self._is_summed(chunk.chunk):
+            return "summed already"
         if (chunk.chunk, sender) in self._uploads or (Part.UPLOAD, chunk.chunk, sender) in self._hashing:
             return "here already"
         if self._is_acknowledged() and not self._is_missing(chunk.chunk, sender):
@@ -567,14 +567,18 @@ class Session:
         self._set("enrolled", (len(adverts) + 1) * self._stage)
         if self._is_due("enrolled"):
             return self._try_again()
-        enrolments = self._statements.signed(Enrolment, work.attempt)
-        if not self._is_due("lead") or enrolments:
+        proposed = self._statements.of(Enrolment, work.attempt).values()
+        if not self._is_due("lead") or any(map(self._is_trusted, proposed)):
             return []
         members = tuple(sorted(set(adverts) - self._suspects))
         if not self.terms.bears(len(members)):
             return []
         named = tuple(adverts[member].digest() for member in members)
         return self._state(Enrolment(self.terms.round, work.attempt, members, named))
+
+    def _is_trusted(self, enrolment: Enrolment) -> bool:
+        """Return whether none of the proposed members did something wrong; one that leads would propose itself."""
+        return self._suspects.isdisjoint(enrolment.members)
 
     def _is_ahead_in_attempts(self) -> bool:
         """Go to the attempt that more than the colluders are in; return whether this changed anything."""
@@ -610,7 +614,8 @@ class Session:
                 member in adverts and adverts[member].digest() == named
                 for member, named in zip(enrolment.members, enrolment.adverts, strict=True)
             )
-            if known and self.terms.me in enrolment.members and self.terms.bears(len(enrolment.members)):
+            mine = self.terms.me in enrolment.members and self._is_trusted(enrolment)
+            if known and mine and self.terms.bears(len(enrolment.members)):
                 return self._begin(enrolment)
         return []
 
@@ -773,9 +778,13 @@ class Session:
             return False
         return True
 
+    def _is_summed(self, chunk: int) -> bool:
+        """Return whether no upload of a chunk is needed any more."""
+        return chunk in self._results or chunk in self._work.reducing
+
     def _is_missing(self, chunk: int, uploader: int) -> bool:
         """Return whether an upload is lacking for a sum that this peer is to make."""
-        if self.survivors is None or chunk in self._results:
+        if self.survivors is None or self._is_summed(chunk):
             return False
         return uploader in self.survivors and (chunk, uploader) not in self._uploads
 
@@ -903,7 +912,10 @@ class Session:
         if terms is not None and masks is None:
             return []
         self._work.reducing.add(chunk)
-        parts = [self._uploads[chunk, who][0] for who in survivors]
+        # Under masks the sum is made in the place of the first: not of what this peer may have to send again.
+        order = survivors if terms is None else sorted(survivors, key=self.terms.me.__eq__)
+        parts = [self._uploads[chunk, who][0] for who in order]
+        self._forget_uploads(chunk)
         layout = self._work.secrets.layout(self.terms.parameters) if self._work.secrets is not None else None
 
         def work() -> tuple[Payload, bytes] | None:
@@ -948,12 +960,15 @@ class Session:
             result, *told = decoded
             self._results[chunk], self._decoded[chunk] = result, (told[0], told[1])
             self._chunks.pop(chunk, None)
-            self._uploads = {key: each for key, each in self._uploads.items() if key[0] != chunk}
+            self._forget_uploads(chunk)
             return
         signed = self._statements.signed(Result, self._work.session).get(chunk)
         if signed is not None:
             self._refuted.add(signed.signer)
             self._statements.forget(Result, self._work.session, chunk)
+
+    def _forget_uploads(self, chunk: int) -> None:
+        self._uploads = {key: each for key, each in self._uploads.items() if key[0] != chunk}
 
     def _release(self, chunk: int, result: Payload, found: bytes) -> list[Effect]:
         signed = self._statements.of(Result, self._work.session).get(chunk)
@@ -1051,7 +1066,7 @@ class Session:
 
     def released(self) -> Payload:
         """Return what `Released.open` reads: `results`, one after the other."""
-        return np.concatenate(self.results())
+        return self._format.read(b"".join(result.tobytes() for result in self.results()))
 
     def give_up(self) -> None:
         """End the round without its average: the others are in a later one."""

@@ -20,8 +20,8 @@ over it. Each checkpoint knows how many records there were when it was written, 
 newest: neither can be exchanged for an older copy unseen. Where both are, or the ledger is cut exactly between two
 records that are younger than every checkpoint, only the other peers know.
 
-A checkpoint is `magic | length (4 bytes) | head, JSON | base | update | results | trainer | SHA-256 of all before`, with
-float32 in little endian. Nothing here is unpickled.
+A checkpoint is `magic | length (4 bytes) | head, JSON | base | update | results | trainer | SHA-256 of all before`,
+with float32 in little endian. Nothing here is unpickled.
 """
 
 import fcntl
