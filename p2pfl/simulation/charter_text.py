@@ -29,6 +29,9 @@ def describe_charter(charter: Charter) -> Iterator[str]:
         yield f"masks     on: only sums are revealed; values up to {averaging.clip:g}"
     else:
         yield "masks     off: UNMASKED, neighbors see each other's updates"
+    if averaging.samples_max is not None:
+        least = f"at least {averaging.alpha_min:g}"
+        yield f"weights   by samples: 1 for {averaging.samples_max} of them, which is the most, {least} for fewer"
     yield f"topology  {averaging.topology}{_facts(charter)}"
     if averaging.topology == "groups":
         yield "end       all average once more, and have one model"
