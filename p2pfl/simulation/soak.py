@@ -33,6 +33,7 @@ from p2pfl.core.machine import Machine, Vector
 from p2pfl.crypto.suite import suite
 from p2pfl.gossip.chunks import bounds
 from p2pfl.gossip.group_machine import GroupMachine, GroupPlan
+from p2pfl.gossip.grouping import weight_for
 from p2pfl.gossip.secure_sum import MaskTerms
 from p2pfl.simulation.faults import MIXES, Schedule, decode_schedule, encode_schedule, shrink
 from p2pfl.simulation.invariants import (
@@ -73,6 +74,7 @@ class Case:
         rounds: with local training.
         words: the vector's length.
         masked: whether updates are hidden in the sums.
+        weighted: whether members weigh by samples: the i-th of n has i + 1 of at most n.
         says: what went wrong when the case was kept; for readers.
     """
 
@@ -84,6 +86,7 @@ class Case:
     rounds: int = 3
     words: int = 64
     masked: bool = False
+    weighted: bool = False
     says: str = ""
 
     def schedule(self) -> Schedule:
@@ -91,7 +94,9 @@ class Case:
         return self.faults if self.faults is not None else MIXES[self.mix](self.seed, self.peers, HORIZON)
 
 
-def _charter(peers: int, group: int, rounds: int, words: int, masks: Literal["on", "off"]) -> Charter:
+def _charter(
+    peers: int, group: int, rounds: int, words: int, masks: Literal["on", "off"], samples_max: int | None
+) -> Charter:
     members = tuple(
         Member(name=f"m{place:0{len(str(peers - 1))}}", peer_id=f"peer-{place}", addresses=("/memory",))
         for place in range(peers)
@@ -101,16 +106,29 @@ def _charter(peers: int, group: int, rounds: int, words: int, masks: Literal["on
         task=TaskTerms(source="digits", sha256="0" * 64),
         model=ModelTerms(file="m.safetensors", sha256="0" * 64, parameters=words),
         training=TrainingTerms(rounds=rounds, local_steps=LOCAL_STEPS, window=2.0),
-        averaging=AveragingTerms(topology="groups", masks=masks, group_size=group, settle_rounds=10),
+        averaging=AveragingTerms(
+            topology="groups",
+            masks=masks,
+            group_size=group,
+            settle_rounds=10,
+            weights="equal" if samples_max is None else "samples",
+            samples_max=samples_max,
+        ),
         deadlines=Deadlines(start=10.0, round=8.0, heartbeat=2.0, silence=6.0),
         members=members,
     )
 
 
 @lru_cache(maxsize=8)
-def _plans(peers: int, group: int, rounds: int, words: int, *, masked: bool) -> tuple[GroupPlan, ...]:
-    charter = _charter(peers, group, rounds, words, "on" if masked else "off")
-    return tuple(GroupPlan.for_peer(charter, peer) for peer in charter.roster())
+def _plans(
+    peers: int, group: int, rounds: int, words: int, *, masked: bool, weighted: bool
+) -> tuple[tuple[GroupPlan, int], ...]:
+    """Return each peer's plan and weight."""
+    charter = _charter(peers, group, rounds, words, "on" if masked else "off", peers if weighted else None)
+    return tuple(
+        (GroupPlan.for_peer(charter, peer), weight_for(charter.averaging, place + 1))
+        for place, peer in enumerate(charter.roster())
+    )
 
 
 def standard_network(case: Case, *, strict: bool | None = None, log: bool = False) -> Network:
@@ -121,22 +139,23 @@ def standard_network(case: Case, *, strict: bool | None = None, log: bool = Fals
         strict: whether messages are encoded and decoded; by default for some seeds.
         log: whether to keep what happens.
     """
-    plans = _plans(case.peers, case.group, case.rounds, case.words, masked=case.masked)
+    members = _plans(case.peers, case.group, case.rounds, case.words, masked=case.masked, weighted=case.weighted)
+    plan, _ = members[0]
     initial = np.zeros(case.words, np.float32)
     initial.flags.writeable = False
     return Network(
-        [_spec(plan, initial, case) for plan in plans],
+        [_spec(*member, initial, case) for member in members],
         case.schedule(),
         case.seed,
-        charter=plans[0].charter,
+        charter=plan.charter,
         checks=[SpentOnce(), OffersAnswered(), Bounds(), AveragesComputed(initial, bounds, FixedPoint(CLIP))],
         strict=case.seed % STRICT_EVERY == 0 if strict is None else strict,
         log=log,
-        quorum=plans[0].least,
+        quorum=plan.least,
     )
 
 
-def _spec(plan: GroupPlan, initial: Vector, case: Case) -> PeerSpec:
+def _spec(plan: GroupPlan, weight: int, initial: Vector, case: Case) -> PeerSpec:
     entropy = random.Random(f"{case.seed}/entropy/{plan.me}")  # noqa: S311 - a simulation's entropy is drawn from its seed
     masks = MaskTerms(suite("aes"), 32, CLIP, entropy.randbytes) if case.masked else None
     keyring = SimulatedKeyring(SECRET, plan.me, len(plan.roster))
@@ -144,7 +163,7 @@ def _spec(plan: GroupPlan, initial: Vector, case: Case) -> PeerSpec:
     def build(disk: Disk) -> Machine:
         last = disk.checkpoint or Checkpoint(Round(0), initial, None)
         known = resume(last, disk.records) if disk.checkpoint or disk.records else None
-        return GroupMachine(plan, keyring, initial, known, masks)
+        return GroupMachine(plan, keyring, initial, known, masks, weight)
 
     peer = plan.roster[plan.me]
     others = tuple(other for other in plan.roster if other != peer)

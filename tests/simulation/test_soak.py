@@ -84,6 +84,14 @@ def test_without_faults_all_agree() -> None:
         assert not any(peer.error for peer in net.peers)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("seed", range(2))
+def test_members_that_weigh_by_samples_get_through_faults_and_adopt_what_follows_from_the_uploads(
+    seed: int, masked: bool
+) -> None:
+    assert run_case(Case(seed, masked=masked, weighted=True)) == ""
+
+
 # Faults planted in the protocol are found
 
 
