@@ -294,7 +294,7 @@ def test_a_real_peer_s_trace_is_told_too() -> None:
     assert list(tell(lines)) == [
         "1000.000  evaluated(rounds=0, metrics={loss: 2})",
         "1001.000  round(round=1, seconds=0.5, heard=[b], absent={c: late}, loss=0.25, spread=0, settling=False, "
-        "attempt=0, steps=0)",
+        "attempt=0, steps=0, weight=0, clipped=0)",
     ]
     assert len(list(tell(lines, round=1))) == 1
 
