@@ -46,6 +46,7 @@ from p2pfl.core.trace import Event, RoundEnded
 from p2pfl.core.wire import Hello, Message, decode_header, encode_header
 from p2pfl.crypto.suite import suite
 from p2pfl.gossip.group_machine import GroupMachine, GroupPlan
+from p2pfl.gossip.grouping import weight_for
 from p2pfl.gossip.secure_sum import MaskTerms
 from tests.pump import charter_for
 
@@ -95,6 +96,8 @@ class GroupPump:
     """Everything arrives at once; time passes only when nothing is under way. Training takes a second."""
 
     masked = False
+    samples: tuple[int, ...] = ()
+    """Of each member, if they weigh by them."""
 
     def __init__(self, members: int, parameters: int = 10, **charter: object) -> None:
         size = int(charter.pop("group_size", 4))  # type: ignore[call-overload]
@@ -103,6 +106,8 @@ class GroupPump:
         averaging = made.averaging.model_copy(
             update={"group_size": size, "colluders": colluders, "masks": "on" if self.masked else "off"}
         )
+        if self.samples:
+            averaging = averaging.model_copy(update={"weights": "samples", "samples_max": max(self.samples)})
         self.charter = made.model_copy(update={"averaging": averaging})
         self.roster = self.charter.roster()
         self.numbers = itertools.count()
@@ -120,7 +125,12 @@ class GroupPump:
         # No two lives of a member may draw the same.
         draw = random.Random(f"{place}/{next(self.numbers)}")
         masks = MaskTerms(suite("aes"), 32, 2.0**16, draw.randbytes) if self.masked else None
-        return GroupMachine(plan, FastKeyring(place), self.initial, known, masks)
+        weight = weight_for(self.charter.averaging, self.samples[place] if self.samples else 0)
+        return GroupMachine(plan, FastKeyring(place), self.initial, known, masks, weight)
+
+    def report(self, place: int) -> tuple[float, int]:
+        """Return a member's loss and steps in every round."""
+        return 0.5, 2
 
     def step(self, place: int, round: Round, vector: Vector) -> Vector:
         return vector + np.float32(place + 1) * np.arange(1, len(vector) + 1, dtype=np.float32)
@@ -182,13 +192,13 @@ class GroupPump:
                 self.part(place, self.roster.index(peer), error.reason)
             case Train(round, vector):
                 if place not in self.slow:
-                    trained = Trained(round, self.step(place, round, vector), 0.5, 2)
+                    trained = Trained(round, self.step(place, round, vector), *self.report(place))
                     heapq.heappush(self.later, (self.now + 1.0, next(self.numbers), place, node, trained))
             case Compute(key, work):
                 self.queue.append((place, Computed(key, work())))
             case Persist(key, record):
                 node.records.append(record)
-                self.queue.append((place, Persisted(key)))
+                self.queue.append((place, self.keep(key, record)))
             case Emit(event):
                 node.events.append(event)
             case Adopt(round, vector):
@@ -199,6 +209,10 @@ class GroupPump:
                 node.refusals.append(reason)
             case AcceptBulk():
                 pass
+
+    def keep(self, key: str, record: Record) -> Persisted:
+        """Keep a record; return what its machine is told then."""
+        return Persisted(key)
 
     def transmit(self, sender: int, receiver: int, message: Message, payload: Vector | None) -> None:
         assert sender != receiver

@@ -1,7 +1,7 @@
 """Machines joined by queues: no sockets, no threads, no clock but the one a test moves."""
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -44,6 +44,7 @@ from p2pfl.core.machine import (
 from p2pfl.core.trace import Event
 from p2pfl.core.wire import Hello, Ping
 from p2pfl.crypto.identity import Identity
+from p2pfl.gossip.grouping import weight_for
 from p2pfl.gossip.peer_machine import PeerMachine, Plan
 from p2pfl.gossip.topology import TOPOLOGIES
 
@@ -104,7 +105,12 @@ class Pump:
     """A network of peer machines; `step(peer, round, vector)` stands for local training, of `train_seconds`."""
 
     def __init__(
-        self, charter: Charter, initial: dict[PeerId, Vector] | Vector, step: Step, train_seconds: float = 0.0
+        self,
+        charter: Charter,
+        initial: dict[PeerId, Vector] | Vector,
+        step: Step,
+        train_seconds: float = 0.0,
+        samples: Mapping[PeerId, int] | None = None,
     ) -> None:
         self.charter = charter
         self.roster = charter.roster()
@@ -118,7 +124,11 @@ class Pump:
         self.links: set[frozenset[PeerId]] = set()
         self.nodes = {
             peer: Node(
-                PeerMachine(Plan.for_peer(charter, peer), initial if isinstance(initial, np.ndarray) else initial[peer])
+                PeerMachine(
+                    Plan.for_peer(charter, peer),
+                    initial if isinstance(initial, np.ndarray) else initial[peer],
+                    weight=weight_for(charter.averaging, 0 if samples is None else samples[peer]),
+                )
             )
             for peer in self.roster
         }

@@ -252,6 +252,9 @@ class AveragingTerms(Settings):
         colluders: how many members may work together without being able to forge an average or drag the others along.
         topology_seed: draws the overlay of `random-regular`.
         masks: whether single updates are hidden; if not, neighbors see each other's.
+        weights: whether all members weigh the same in an average, or by their samples: alpha = samples / samples_max.
+        samples_max: the largest number of samples that a member has; there where weights = samples, and only there.
+        alpha_min: the least such weight: with tiny weights a sum is nearly one peer's vector.
         clip: under masks, the largest absolute value of a model's parameter or buffer that is represented; a sum's
             fixed point is this fine, divided by 2^31 and multiplied by the members.
         tolerance: after the last training round the peers average until the consensus distance is below this.
@@ -265,6 +268,9 @@ class AveragingTerms(Settings):
     colluders: Annotated[int, Field(ge=0, le=30)] = 1
     topology_seed: Annotated[int, Field(ge=0)] = 0
     masks: Literal["on", "off"] = "on"
+    weights: Literal["equal", "samples"] = "equal"
+    samples_max: Annotated[int, Field(ge=1, le=2**53)] | None = None
+    alpha_min: Annotated[float, Field(ge=1e-3, le=1, allow_inf_nan=False)] = 0.5
     clip: Annotated[float, Field(ge=1e-9, le=1e9, allow_inf_nan=False)] = 64.0
     tolerance: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-6
     settle_rounds: Annotated[int, Field(ge=0, le=100_000)] = 500
@@ -275,6 +281,10 @@ class AveragingTerms(Settings):
             raise ValueError("edges go with the topology edges, and it with them; write both or neither")
         if self.regroup == "never" and self.topology != "groups":
             raise ValueError(f"regroup is never and the topology is {self.topology}; only groups are drawn anew")
+        if self.weights == "samples" and self.samples_max is None:
+            raise ValueError("weights are samples and samples_max is missing; set it to the most that a member has")
+        if self.weights == "equal" and self.samples_max is not None:
+            raise ValueError("samples_max means something only with weights = samples; leave it out, or set weights")
         return self
 
 

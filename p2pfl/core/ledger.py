@@ -41,12 +41,14 @@ class Checkpoint:
         base: the last adopted average, float32 [parameters].
         update: what local training added to it and no sum has taken in, float32 [parameters]; None for nothing.
         released: the round whose released average `base` is; -1 for the initial model.
+        results: that average's chunks as they were signed, for others to ask for; none unless the last round's.
     """
 
     round: Round
     base: NDArray[np.float32]
     update: NDArray[np.float32] | None
     released: int = -1
+    results: tuple[NDArray[np.float32] | NDArray[np.uint8], ...] = ()
 
 
 Record = Uploading | Voted | Checkpoint

@@ -5,7 +5,9 @@ touches the world. Whoever runs it (sockets in `p2pfl.node.driver`, a simulated 
 out and feeds back what happens. A machine checks an input before it changes anything, so an input that raises leaves
 it as it was. What a remote peer does wrong never raises: it becomes effects that cost that peer.
 
-Vectors travel by reference: from the moment one enters an input or an effect, nobody writes to it.
+Vectors travel by reference: from the moment one enters an input or an effect, nobody writes to it. But the vector of a
+`Trained` is the machine's own from then on: what a peer averages and the average lie in the same place, one after the
+other.
 """
 
 import math
@@ -23,7 +25,8 @@ from p2pfl.core.trace import Event
 from p2pfl.core.wire import Message
 
 Vector = NDArray[np.float32]
-Payload = NDArray[np.float32] | NDArray[np.uint8]
+Bytes = NDArray[np.uint8]
+Payload = Vector | Bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,7 @@ class TimerFired:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """The local steps of `round` are done; `vector` is fresh.
+    """The local steps of `round` are done; `vector` is fresh, and nobody else reads it any more.
 
     Attributes:
         steps: how many were made; fewer than asked for where the time was up.
@@ -105,9 +108,16 @@ class Computed:
 
 @dataclass(frozen=True, slots=True)
 class Persisted:
-    """The record of the `Persist` effect with this key is on the disk, and survives a crash."""
+    """The record of the `Persist` effect with this key is on the disk, and survives a crash.
+
+    Attributes:
+        base: of a checkpoint, the same as the store holds it, read-only: it need not be held in memory twice.
+        results: likewise, one after the other, as bytes.
+    """
 
     key: str
+    base: Vector | None = None
+    results: Bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,7 +83,7 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Roots:
-    """What I upload: the SHA-256 of the chunk for each member, in their order."""
+    """What I uploaded: the commitment to the chunk for each member, in their order (`p2pfl.gossip.chunks.digest`)."""
 
     kind: ClassVar[int] = 4
     round: Round
@@ -129,7 +129,7 @@ class Vote:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The average of one chunk over the certificate's survivors has this SHA-256."""
+    """The sum of one chunk over the certificate's survivors, or in the clear its average, has this digest."""
 
     kind: ClassVar[int] = 8
     round: Round

@@ -95,6 +95,11 @@ class RoundEnded:
         evidence: in groups, the session in hexadecimal; the signed statements refer to it.
         steps: local steps made.
         reason: why this peer was in no sum, where no single member is the cause.
+        group_loss: in groups, the loss of local steps over all in the average, by weight; None unless all had one.
+        group_steps: in groups, the local steps of those, likewise.
+        weight: in groups, of all in the average together: 1 for each, unless they weigh by their samples.
+        clipped: how many of the own values were beyond what masks represent.
+        distance: in groups, the root mean square, over the parameters, of the own contribution less the average.
     """
 
     name: ClassVar[str] = "round"
@@ -112,6 +117,11 @@ class RoundEnded:
     evidence: str = ""
     steps: int = 0
     reason: str = ""
+    group_loss: float | None = None
+    group_steps: float | None = None
+    weight: float = 0.0
+    clipped: int = 0
+    distance: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

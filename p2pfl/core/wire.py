@@ -30,7 +30,7 @@ from p2pfl.core.statements import (
     place,
 )
 
-VERSION = 2
+VERSION = 3
 MAX_HEADER_BYTES = 200
 MAX_MESSAGE_BYTES = 40 * 1024
 """The proof of a released average in a group of 64 members under `gm`, whose signatures are 128 bytes, is 34 kB."""
@@ -43,6 +43,8 @@ MAX_ADDRESSES, MAX_ADDRESS_BYTES = 8, 300
 MAX_SEQUENCE = 2**48
 MAX_PEER_ID_BYTES = 64
 SIGNATURE_BYTES = 64
+MAX_WEIGHT = 2**16
+"""Of a whole member; `WEIGHT_ONE` of p2pfl.crypto.ring."""
 MAX_PAYLOAD_BYTES = 2**36
 """64 GiB: only so that arithmetic stays bounded; the charter's model size is the real limit."""
 
@@ -73,6 +75,7 @@ class Update:
         spread: while settling, the largest squared distance between two neighbors' vectors that the sender knows of
             (see `p2pfl.gossip.settle`); 0 in training rounds.
         complete: while settling, whether that covers every link the sender could have heard of.
+        weight: the sender's, in units of 1 / MAX_WEIGHT.
     """
 
     kind: ClassVar[int] = 2
@@ -81,6 +84,7 @@ class Update:
     length: int
     spread: float
     complete: bool
+    weight: int = MAX_WEIGHT
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +150,7 @@ class Want:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A chunk of a session's vector; the payload is `length` bytes of little-endian float32."""
+    """A chunk of a session's vector, or its result; the payload is `length` bytes, see `p2pfl.gossip.chunks`."""
 
     kind: ClassVar[int] = 7
     charter: bytes
@@ -209,7 +213,7 @@ def encode_header(message: Message) -> bytes:
 def _fields(message: Message) -> list[object]:
     match message:
         case Update():
-            return [message.length, message.spread, message.complete]
+            return [message.length, message.spread, message.complete, message.weight]
         case Told():
             return _packed(message.statement)
         case Have():
@@ -279,9 +283,9 @@ def _message(kind: object, charter: bytes, round: Round, rest: list[object]) -> 
             return Ping(charter, round)
         case Bye.kind, []:
             return Bye(charter, round)
-        case Update.kind, [length, spread, bool(complete)]:
+        case Update.kind, [length, spread, bool(complete), weight]:
             length = integer("length", length, MAX_PAYLOAD_BYTES)
-            return Update(charter, round, length, _finite("spread", spread), complete)
+            return Update(charter, round, length, _finite("spread", spread), complete, _weight(weight))
         case Told.kind, [signer, body, signature]:
             return Told(charter, round, _statement([signer, body, signature]))
         case Have.kind, [attempt, session, list(held)]:
@@ -338,6 +342,13 @@ def _text(name: str, value: object, most: int) -> str:
     if not isinstance(value, str) or not 0 < len(value) <= most or not value.isascii() or not value.isprintable():
         raise Malformed(f"a {name} that is not 1 to {most} printable ASCII characters")
     return value
+
+
+def _weight(value: object) -> int:
+    weight = integer("weight", value, MAX_WEIGHT)
+    if weight == 0:
+        raise Malformed("an update without any weight")
+    return weight
 
 
 def _finite(name: str, value: object) -> float:

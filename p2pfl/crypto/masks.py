@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from p2pfl.core.canonical import canonical
 from p2pfl.core.errors import LocalError
 from p2pfl.core.ids import PeerId
-from p2pfl.crypto.ring import HEADER_BYTES, HEADER_WORD, Chunk, Floats, Layout, Ring, header_of
+from p2pfl.crypto.ring import HEADER_BYTES, HEADER_WORD, Chunk, Floats, Layout, Metrics, Ring, header_of
 from p2pfl.crypto.suite import BLOCK_BYTES, Suite
 
 SEED_BYTES = 32
@@ -124,6 +124,7 @@ class MaskedVector:
         values: float32 [layout.values]; nobody writes to it any more.
         weight: the member's, in units of 1 / WEIGHT_ONE.
         masks: of `own_masks`.
+        metrics: what the header tells beside the weight.
         clipped: how many values are clipped, for `verify_clipped`.
 
     Raises:
@@ -137,6 +138,7 @@ class MaskedVector:
     values: Floats = field(repr=False)
     weight: int = field(repr=False)
     masks: tuple[Mask, ...] = field(repr=False)
+    metrics: Metrics = field(repr=False, default=Metrics())
     clipped: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -177,7 +179,7 @@ class MaskedVector:
         for begin, end in _pieces(offset, data.size):
             piece = data[begin:end]
             if offset + begin == 0:
-                piece[:] = np.frombuffer(header_of(self.weight), np.uint8)
+                piece[:] = np.frombuffer(header_of(self.weight, self.metrics, self.ring.members), np.uint8)
                 words: NDArray[Any] = piece.view(HEADER_WORD)
             else:
                 words = piece.view(self.ring.word)

@@ -14,9 +14,11 @@ Error of a sum of m unclipped values, against the exact sum S of alpha * x with 
 The first term rounds to the fixed point, the second is float32 (the factor 2^-23, the product 2^-24, and room for
 what is smaller), the rest rounds the decoded sum to float32.
 
-Each chunk begins with a header of four 32-bit words, whatever the ring: the weight, a canary of 1, and two zeros.
-Their sums say how much weight is in the sum, and that every mask was removed. 16 bytes are one cipher block, so the
-values behind them begin on one too.
+Each chunk begins with a header of four 32-bit words, whatever the ring: the weight alpha; a canary of 1, with another 1
+in its upper half where the peer has a loss to tell of; alpha times that loss; and alpha times the local steps made. The
+last two are in fixed point of their own: a value v of at most V is round(v / V * floor((2^31 - 1) / members)). Their
+sums say how much weight is in the sum, that every mask was removed, and how training went on average. 16 bytes are one
+cipher block, so the values behind them begin on one too.
 """
 
 from dataclasses import dataclass
@@ -30,6 +32,13 @@ HEADER_BYTES = 16
 HEADER_WORD = np.dtype("<u4")
 WEIGHT_ONE = 1 << 16
 """The header's word for alpha = 1. Weights are multiples of its inverse: 65 535 of them fit a word, at 5 digits."""
+MOST_LOSS = 1024.0
+"""The largest absolute loss that a header tells, in the unit of the task's loss; beyond, this is told. A guess: it is
+far above what a model has that learns, and leaves a unit of 4e-6 among 8 members."""
+MOST_STEPS = float(1 << 20)
+"""The most local steps that a header tells. A guess, as above: a unit of 0.004 steps among 8 members."""
+_TOLD = 1 << 16
+"""In the canary's word, beside its 1: a loss is told. There are fewer members than this."""
 MAX_CLIPPED = 0.001
 """The share of coordinates that may be clipped: a guess; more of them is a clip that does not suit the model."""
 _MIN_CLIP, _MAX_CLIP = 2.0**-64, 2.0**64
@@ -234,9 +243,51 @@ def weight_of(samples: int, most: int, floor: float) -> int:
     return max(1, round(alpha * WEIGHT_ONE))
 
 
-def header_of(weight: int) -> bytes:
-    """Return the header of one member's chunks, before masking."""
-    return np.array([weight, 1, 0, 0], HEADER_WORD).tobytes()
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """What one peer's local steps of a round came to; under masks nobody sees it but in a sum.
+
+    Attributes:
+        loss: the mean of the minibatches', in the unit of the task's loss; None where no step was made.
+        steps: how many were made; 0 without a loss.
+    """
+
+    loss: float | None = None
+    steps: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What the header of a sum says.
+
+    Attributes:
+        weight: of all contributors together, in units of 1 / WEIGHT_ONE.
+        loss: their mean by weight; None unless each of them told one.
+        steps: likewise.
+    """
+
+    weight: int
+    loss: float | None = None
+    steps: float | None = None
+
+
+def bounded(value: float, most: float) -> float:
+    """Return `value` within +-most."""
+    return max(-most, min(most, value))
+
+
+def header_of(weight: int, metrics: Metrics = Metrics(), members: int = 1) -> bytes:
+    """Return the header of one member's chunks, before masking, in a ring for so many members."""
+    if metrics.loss is None:
+        return np.array([weight, 1, 0, 0], HEADER_WORD).tobytes()
+    told = ((metrics.loss, MOST_LOSS), (float(metrics.steps), MOST_STEPS))
+    largest = _largest(members) * weight / WEIGHT_ONE
+    words = [round(bounded(value, most) / most * largest) % 2**32 for value, most in told]
+    return np.array([weight, 1 + _TOLD, *words], HEADER_WORD).tobytes()
+
+
+def _largest(members: int) -> int:
+    return ((1 << 31) - 1) // members
 
 
 def verify_clipped(clipped: int, values: int) -> None:
@@ -252,25 +303,43 @@ def verify_clipped(clipped: int, values: int) -> None:
         )
 
 
-def read_weight(total: bytes | bytearray | memoryview, contributors: int) -> int:
-    """Return the sum of the weights in a chunk's sum, after unmasking, in units of 1 / WEIGHT_ONE.
+def read_header(total: bytes | bytearray | memoryview, contributors: int, members: int, least: int = 1) -> Totals:
+    """Return what the header of a chunk's sum says, after unmasking.
+
+    Args:
+        total: the sum's bytes.
+        contributors: how many members' chunks are in it.
+        members: of the ring.
+        least: the smallest weight that a member may have, in units of 1 / WEIGHT_ONE.
 
     Raises:
-        RemoteError: the header is not that of a sum of so many chunks: a mask is left, or somebody lied.
+        RemoteError: it is not that of a sum of so many chunks: a mask is left, or somebody lied.
     """
     if len(total) < HEADER_BYTES:
         raise RemoteError(f"a sum of {len(total)} bytes has no header")
-    weight, canary, *zeros = np.frombuffer(total, HEADER_WORD, 4).tolist()
-    if canary != contributors or any(zeros) or not contributors <= weight <= contributors * WEIGHT_ONE:
+    weight, canary = np.frombuffer(total, HEADER_WORD, 2).tolist()
+    loss, steps = np.frombuffer(total, "<i4", 2, offset=8).tolist()
+    told, one = divmod(canary, _TOLD)
+    most = contributors * _largest(members) if told else 0
+    in_range = -most <= loss <= most and 0 <= steps <= most and told <= contributors
+    if one != contributors or not in_range or not contributors * least <= weight <= contributors * WEIGHT_ONE:
         raise RemoteError(
             f"the header of a sum of {contributors} chunks is wrong: a mask is left in it, or a chunk lied"
         )
-    return int(weight)
+    if told < contributors:
+        return Totals(weight)
+    unit = WEIGHT_ONE / (weight * _largest(members))
+    return Totals(weight, loss * MOST_LOSS * unit, steps * MOST_STEPS * unit)
 
 
 def decode_into(
-    ring: Ring, total: bytes | bytearray | memoryview, contributors: int, divisor: float, out: Floats
-) -> None:
+    ring: Ring,
+    total: bytes | bytearray | memoryview,
+    contributors: int,
+    divisor: float,
+    out: Floats,
+    own: Floats | None = None,
+) -> float:
     """Turn a chunk's sum, after unmasking, into values.
 
     Args:
@@ -279,19 +348,26 @@ def decode_into(
         contributors: how many members' words are in it.
         divisor: 1 for the weighted sum; the sum of the weights alpha for the average.
         out: float32 [count], overwritten with sum * step / divisor.
+        own: float32 [count], may be `out`: what the values are compared with before they are written.
+
+    Returns:
+        The squared L2 distance from `own` to the values; 0 without it.
 
     Raises:
         LocalError: `out` has another length than the sum.
-        RemoteError: a word is larger than so many members can have summed to.
+        RemoteError: a word is larger than so many members can have summed to; nothing is written then.
     """
     if len(total) != HEADER_BYTES + out.size * ring.word.itemsize:
         raise LocalError(f"a sum of {len(total)} bytes for {out.size} values of {ring.bits} bits")
     words = np.frombuffer(total, ring.signed, offset=HEADER_BYTES)
     most = contributors * ring.largest
-    scratch = np.empty(min(_BLOCK, words.size), np.float64)
+    if words.size and (int(words.max()) > most or int(words.min()) < -most):
+        raise RemoteError(f"a coordinate beyond what {contributors} members can have summed to")
+    distance, scratch = 0.0, np.empty(min(_BLOCK, words.size), np.float64)
     for begin in range(0, words.size, _BLOCK):
         block = words[begin : begin + _BLOCK]
-        if int(block.max()) > most or int(block.min()) < -most:
-            raise RemoteError(f"a coordinate beyond what {contributors} members can have summed to")
         decoded = np.multiply(block, ring.step / divisor, out=scratch[: block.size])
+        if own is not None:
+            distance += float(np.square(decoded - own[begin : begin + block.size]).sum())
         out[begin : begin + block.size] = decoded
+    return distance

@@ -36,6 +36,7 @@ from p2pfl.core.machine import (
     Adopt,
     BulkOffered,
     BulkReceived,
+    Bytes,
     CancelTimer,
     Compute,
     Computed,
@@ -66,6 +67,7 @@ from p2pfl.core.statements import MAX_GROUP, Advert, Enrolment, Statement
 from p2pfl.core.trace import LinkChanged, MemberChanged, Note, PeerFinished, Refused, RoundEnded, State, StateChanged
 from p2pfl.core.wire import Bye, Chunk, Have, Hello, Message, Part, Ping, Proof, Told, Want
 from p2pfl.crypto.beacon import beacon_of
+from p2pfl.crypto.ring import HEADER_BYTES, WEIGHT_ONE, Metrics
 from p2pfl.gossip.grouping import (
     bearable_colluders,
     cohort_size,
@@ -73,6 +75,7 @@ from p2pfl.gossip.grouping import (
     groups,
     groups_of_cohorts,
     least_masked,
+    least_weight,
     star_colluders,
     stars,
 )
@@ -118,6 +121,7 @@ class GroupPlan:
         whole_rounds: in how many first rounds all members are in one group, as after training.
         cohorts: who travels together; none if single members do.
         graph: the overlay whose stars average; None where groups do.
+        least_weight: the smallest that a member may have in a sum, in units of 1 / WEIGHT_ONE.
     """
 
     me: int
@@ -136,6 +140,7 @@ class GroupPlan:
     whole_rounds: int = 0
     cohorts: tuple[tuple[int, ...], ...] = ()
     graph: nx.Graph | None = None
+    least_weight: int = WEIGHT_ONE
 
     @classmethod
     def for_peer(cls, charter: Charter, me: PeerId) -> "GroupPlan":
@@ -169,6 +174,7 @@ class GroupPlan:
             whole_rounds=charter.task.whole_rounds,
             cohorts=together,
             graph=graph,
+            least_weight=least_weight(averaging),
         )
 
     @property
@@ -220,6 +226,7 @@ class GroupPlan:
             parameters=self.parameters,
             patience=self.deadlines.round,
             centre=centre,
+            least_weight=self.least_weight,
         )
 
 
@@ -232,6 +239,7 @@ class GroupMachine:
         initial: the common initial model, float32 [parameters].
         resume: what is known of this peer's former lives, if it had any.
         masks: how updates are hidden; None to average them in the clear.
+        weight: this peer's in a sum, in units of 1 / WEIGHT_ONE.
     """
 
     def __init__(
@@ -241,18 +249,22 @@ class GroupMachine:
         initial: Vector,
         resume: Resume | None = None,
         masks: MaskTerms | None = None,
+        weight: int = WEIGHT_ONE,
     ) -> None:
         self._masks = masks
+        self.weight = weight
         self._plan = plan
         self._keyring = keyring
         self._places = {peer: place for place, peer in enumerate(plan.roster)}
         self._members = Members(place for place in range(len(plan.roster)) if place != plan.me)
-        self._base, self._update, self._round = initial, None, Round(0)
+        self._base, self._round = _read_only(initial), Round(0)
+        self._update: Vector | None = None
+        """What local training added to the base, unless it lies in the session's contribution."""
         self._above = -1
         self._synced: Round = Round(-1)
         """The latest round whose released average this peer took over."""
         if resume is not None:
-            self._base, self._update = resume.checkpoint.base, resume.checkpoint.update
+            self._base, self._update = _read_only(resume.checkpoint.base), resume.checkpoint.update
             self._round, self._above = resume.checkpoint.round, resume.above
             self._synced = Round(resume.checkpoint.released)
         self._state = State.STARTING
@@ -355,8 +367,8 @@ class GroupMachine:
                 return self._on_trained(input, now)
             case Computed(key, result):
                 return self._on_computed(key, result)
-            case Persisted(key):
-                return self._on_persisted(key, now)
+            case Persisted():
+                return self._on_persisted(input, now)
             case WorkFailed(error):
                 return self._finish(error)
             case StopRequested():
@@ -491,9 +503,9 @@ class GroupMachine:
         past = self._past.get(want.round)
         if past is None or past.id != want.session or not self._spend(place, now, BURST / 4):
             return []
-        values = past.released()
-        if values is None:
+        if not past.is_released:
             return []
+        values = past.released()
         message = Chunk(charter, want.round, want.session, Part.AVERAGE, 0, values.nbytes)
         return [SendBulk((peer,), message, values)]
 
@@ -507,7 +519,7 @@ class GroupMachine:
         peer = self._plan.roster[place]
         if not isinstance(message, Chunk):
             return self._drop(peer, Malformed("announced a payload that no group sends", peer))
-        most = 4 * (self._plan.parameters + MAX_GROUP)
+        most = 4 * self._plan.parameters + HEADER_BYTES * MAX_GROUP
         if message.length > most:
             return self._drop(
                 peer, TooLarge(f"announced {message.length} bytes; no payload has more than {most}", peer)
@@ -523,7 +535,7 @@ class GroupMachine:
             released = self._sync.get(place)
             if self._state is not State.SYNCING or released is None or released.session != chunk.session:
                 return "an average that nobody asked for"
-            if chunk.length != 4 * released.length(self._plan.parameters):
+            if chunk.length != released.format.length:
                 raise Malformed("offered an average of another length than the proof's")
             return None
         if chunk.round == self._round and self._session is not None and self._session.outcome is None:
@@ -541,10 +553,8 @@ class GroupMachine:
         released = self._sync[place]
         if released is None:
             return []
-        values: Vector = np.frombuffer(payload, np.dtype("<f4"))
-        parameters = self._plan.parameters
-        key = f"sync/{place}/{released.round}"
-        return [Compute(key, lambda: released.open(values, parameters), values.nbytes)]
+        data: Bytes = np.frombuffer(payload, np.uint8)
+        return [Compute(f"sync/{place}/{released.round}", lambda: released.open(data), data.nbytes)]
 
     # Training
 
@@ -557,12 +567,16 @@ class GroupMachine:
     def _on_trained(self, trained: Trained, now: Seconds) -> list[Effect]:
         if self._train_base is None:
             raise OutOfTurn("local steps that nobody asked for")
-        self._update, self._train_base = trained.vector - self._train_base, None
+        vector, base, self._train_base = trained.vector, self._train_base, None
         self._loss, self._steps = trained.loss, trained.steps
         session = self._session
         if session is None or session.is_trained or session.outcome is not None:
+            self._update = vector - base
             return []
-        session.trained(self.model, now)
+        self._update = None
+        if base is not self._base:  # the steps began in an earlier round
+            vector = vector + (self._base - base)
+        session.trained(vector, now, Metrics(trained.loss, trained.steps))
         return self._enter(State.AVERAGING) if self._state is State.TRAINING else []
 
     # Rounds
@@ -577,8 +591,8 @@ class GroupMachine:
         self._behind_at = self._advert_at = None
         self._is_noted = False
         # After training only averages meet that were released before; and what a mask hid must not come out there.
-        masks = self._masks if self._round < self._plan.rounds else None
-        session = Session(self._plan.terms(self._round), self._keyring, self._patience, now, masks)
+        masks, terms = self._masks_of(self._round), self._plan.terms(self._round)
+        session = Session(terms, self._keyring, self._patience, now, masks, self.weight)
         self._session = session
         effects: list[Effect] = [self._ping(place) for place in self._members.linked()]
         if self._round < self._plan.rounds:
@@ -601,6 +615,9 @@ class GroupMachine:
         """Be done with stars: from now on only answer those that lag."""
         self._session, self._early = None, {}
         return [*self._enter(State.SETTLING), CancelTimer("heartbeat")]
+
+    def _masks_of(self, round: Round) -> MaskTerms | None:
+        return self._masks if round < self._plan.rounds else None
 
     def _replay(self, place: int, statement: Statement, now: Seconds) -> list[Effect]:
         try:
@@ -627,9 +644,13 @@ class GroupMachine:
             return []
         return self._of_session(self._session.computed(rest, result))
 
-    def _on_persisted(self, key: str, now: Seconds) -> list[Effect]:
-        number, _, rest = key.partition("/")
+    def _on_persisted(self, kept: Persisted, now: Seconds) -> list[Effect]:
+        number, _, rest = kept.key.partition("/")
         if number == "checkpoint":
+            if kept.base is not None:
+                self._base = _read_only(kept.base)
+            if kept.results is not None and self._session is not None and self._session.is_released:
+                self._session.keep_results(kept.results)
             self._kept = True
             return self._next_round(now) if self._may_go_on(now) else []
         if int(number) != self._round or self._session is None or self._session.outcome is not None:
@@ -757,17 +778,19 @@ class GroupMachine:
     def _close(self, session: Session, now: Seconds) -> list[Effect]:
         """Let the outcome take effect, and keep it, before anything follows from it."""
         outcome, average = session.outcome, session.average()
+        base, mine = self._base, session.contribution
         if self._train_base is not None:
             pass  # what the steps under way started from keeps its meaning: they end in an update
         elif session.spent and outcome is not Outcome.SKIP:
             self._update = None
-        base = self._base
+        elif self._round < self._plan.rounds and mine is not None:
+            self._update = mine - base
         if average is not None:
-            self._base, self._synced = average, self._round
+            self._base, self._synced = _read_only(average), self._round
             if self._round >= self._plan.rounds:
                 self._update = None  # what is left of it is nobody else's: all end with one model
         elif outcome is Outcome.PARTIAL:
-            self._base = session.patch(base)
+            self._base = _read_only(session.patch(base))
         for who in session.terms.group:
             if who != self._plan.me:
                 took_part = session.took_part(who)
@@ -775,13 +798,14 @@ class GroupMachine:
         self._patience = session.patience
         self._closing, self._kept = self._record(session, now), False
         self._go_on_at = now + self._plan.deadlines.round
-        return [Persist("checkpoint/", Checkpoint(Round(self._round + 1), self._base, self._update, self._synced))]
+        kept = Checkpoint(Round(self._round + 1), self._base, self._update, self._synced, session.results())
+        return [Persist("checkpoint/", kept)]
 
     def _record(self, session: Session, now: Seconds) -> RoundEnded:
         names, me = self._plan.names, self._plan.me
         leader = session.leader()
         standing = self._members.standing(self._round)
-        absent = session.absent()
+        absent, totals = session.absent(), session.totals
         return RoundEnded(
             round=self._round,
             seconds=round(now - self._round_began, 6),
@@ -797,6 +821,11 @@ class GroupMachine:
             evidence="" if session.id == NO_SESSION else session.id.hex(),
             steps=self._steps,
             reason="" if len(session.terms.group) > 1 or self._plan.graph is None else "in no star this round",
+            group_loss=None if totals is None else totals.loss,
+            group_steps=None if totals is None else totals.steps,
+            weight=0.0 if totals is None else totals.weight / WEIGHT_ONE,
+            clipped=session.clipped,
+            distance=session.distance,
         )
 
     def _next_round(self, now: Seconds) -> list[Effect]:
@@ -894,7 +923,8 @@ class GroupMachine:
         """Check a proof; ask its sender for the average, unless another is asked for it, and still has time."""
         if self._state is not State.SYNCING or place not in self._sync or not self._spend(place, now, BURST / 8):
             return []
-        released = verified_release(self._plan.all_terms(proof.round), self._keyring, proof.statements)
+        sessions, masks = self._plan.all_terms(proof.round), self._masks_of(proof.round)
+        released = verified_release(sessions, self._keyring, proof.statements, masks)
         others = [each.round for each in self._sync.values() if each is not None]
         newer = 0 if self._sync_again is None else 1
         if released.round < max([self._newest_base(), *(number + newer for number in others)]):
@@ -910,7 +940,7 @@ class GroupMachine:
             self._sync.pop(place, None)
             return self._drop(peer, Malformed("sent another average than it proved", peer))
         if self._state is State.SYNCING and number > self._synced:
-            self._base, self._synced = result, Round(number)
+            self._base, self._synced = _read_only(result), Round(number)
             name = self._plan.names[place]
             return [Emit(Note(f"caught up with the average that round {number} released, from {name}"))]
         return []
@@ -1052,6 +1082,13 @@ class GroupMachine:
             return []
         self._state = state
         return [Emit(StateChanged(state, self._round))]
+
+
+def _read_only(vector: Vector) -> Vector:
+    """Return the vector so that nothing can be written to it by mistake."""
+    view = vector.view()
+    view.flags.writeable = False
+    return view
 
 
 def replace_peer(error: RemoteError, peer: PeerId) -> RemoteError:

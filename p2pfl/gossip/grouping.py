@@ -11,8 +11,10 @@ import networkx as nx
 
 from p2pfl.core.canonical import Value, canonical
 from p2pfl.core.charter import AveragingTerms
+from p2pfl.core.errors import InvalidConfig
 from p2pfl.core.ids import Round
 from p2pfl.core.statements import MAX_GROUP
+from p2pfl.crypto.ring import WEIGHT_ONE, weight_of
 
 LEAST_MASKED = 3
 """Of two members' sum each learns the other's update."""
@@ -195,6 +197,27 @@ def group_sizes(members: int, averaging: AveragingTerms) -> tuple[int, int]:
 def cohort_size(averaging: AveragingTerms) -> int:
     """Return how many members travel together at least."""
     return least_masked(averaging.colluders)
+
+
+def weight_for(averaging: AveragingTerms, samples: int) -> int:
+    """Return the weight of a member who trains on so many samples, in units of 1 / WEIGHT_ONE.
+
+    Raises:
+        InvalidConfig: it has more than the charter allows.
+    """
+    if averaging.weights == "equal" or averaging.samples_max is None:
+        return WEIGHT_ONE
+    if samples > averaging.samples_max:
+        raise InvalidConfig(
+            f"this peer trains on {samples} samples, and averaging.samples_max in the charter is "
+            f"{averaging.samples_max}; agree on a charter with a larger number, or use fewer samples"
+        )
+    return weight_of(samples, averaging.samples_max, averaging.alpha_min)
+
+
+def least_weight(averaging: AveragingTerms) -> int:
+    """Return the smallest weight that a member may have, in units of 1 / WEIGHT_ONE."""
+    return weight_for(averaging, 0)
 
 
 def threshold(members: int) -> int:

@@ -14,22 +14,39 @@ _BLOCK = 1 << 16
 """Values averaged at a time: 256 KiB of float32, which stays in a core's cache."""
 
 
-def metropolis_hastings(graph: nx.Graph) -> NDArray[np.float64]:
-    """Return the Metropolis-Hastings matrix of `graph`: symmetric, so doubly stochastic, [n, n].
+def metropolis_hastings(graph: nx.Graph, alphas: Sequence[float] | None = None) -> NDArray[np.float64]:
+    """Return the Metropolis-Hastings matrix of `graph`, [n, n]: its rows sum to one, and mixing keeps sum alpha_i x_i.
 
-    w_ij = 1 / (1 + max(degree_i, degree_j)) on links, the rest of each row on its diagonal (Xiao, Boyd, Kim 2007,
-    "Distributed average consensus with least-mean-square deviation", equation 4).
+    w_ij is that of `weight`, the rest of each row on its diagonal. Where all weigh the same it is symmetric, so doubly
+    stochastic, and w_ij = 1 / (1 + max(degree_i, degree_j)) (Xiao, Boyd, Kim 2007, "Distributed average consensus with
+    least-mean-square deviation", equation 4).
+
+    Args:
+        graph: nodes are 0 to n - 1.
+        alphas: the nodes' weights; equal ones unless given.
     """
     matrix = np.zeros((len(graph), len(graph)))
-    for i, j in graph.edges:
-        matrix[i, j] = matrix[j, i] = weight(graph, i, j)
+    for a, b in graph.edges:
+        for i, j in ((a, b), (b, a)):
+            matrix[i, j] = weight(graph, i, j) if alphas is None else weight(graph, i, j, alphas[j] / alphas[i])
     np.fill_diagonal(matrix, 1.0 - matrix.sum(axis=1))
     return matrix
 
 
-def weight(graph: nx.Graph, i: int, j: int) -> float:
-    """Return the Metropolis-Hastings weight of the link between `i` and `j`."""
-    return 1.0 / (1 + max(int(graph.degree[i]), int(graph.degree[j])))
+def weight(graph: nx.Graph, i: int, j: int, ratio: float = 1.0) -> float:
+    """Return with which weight `i` takes in what `j` has: min(1 / (d_i + 1), alpha_j / (alpha_i (d_j + 1))).
+
+    That is Hastings' rule (1970, "Monte Carlo sampling methods using Markov chains and their applications", equation 2)
+    for the distribution proportional to alpha, where each proposes itself and its neighbors alike:
+    alpha_i w_ij = alpha_j w_ji.
+
+    Args:
+        graph: the overlay.
+        i: who takes in.
+        j: its neighbor.
+        ratio: alpha_j / alpha_i.
+    """
+    return min(1.0 / (1 + int(graph.degree[i])), ratio / (1 + int(graph.degree[j])))
 
 
 def bypasses(graph: nx.Graph, me: int, dead: Collection[int]) -> dict[int, float]:
@@ -39,6 +56,9 @@ def bypasses(graph: nx.Graph, me: int, dead: Collection[int]) -> dict[int, float
     weighs half of what the end that lost less has lost to the gap: so it weighs the same at both ends, and no row sums
     to more than before. Where two are left, they are each other's next and previous, and the link counts twice. A
     bypass to somebody who is a neighbor already adds to that link's weight.
+
+    These are for equal weights; for others each is multiplied with min(1, alpha_j / alpha_i), which keeps
+    alpha_i w_ij = alpha_j w_ji, and lets no row sum to more.
     """
     links: dict[int, float] = {}
     for part, rim in gaps(graph, me, dead):

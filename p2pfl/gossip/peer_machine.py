@@ -76,7 +76,9 @@ from p2pfl.core.trace import (
     StateChanged,
 )
 from p2pfl.core.wire import Bye, Hello, Message, Ping, Update
+from p2pfl.crypto.ring import WEIGHT_ONE
 from p2pfl.gossip.average import Average, average
+from p2pfl.gossip.grouping import least_weight
 from p2pfl.gossip.membership import NO_ROUND, Known, Standing
 from p2pfl.gossip.mixing import bypasses, weight
 from p2pfl.gossip.settle import Claim, Settling
@@ -104,9 +106,10 @@ class Plan:
         names: the members' names, for the trace.
         roster: all members.
         graph: the overlay; node i is the i-th of the roster.
-        weights: this peer's row of the mixing matrix, neighbors only.
+        weights: this peer's row of the mixing matrix where all weigh the same, neighbors only.
         diameter: of the overlay, in hops.
         parameters: length of the vector.
+        least_weight: the smallest that a member may have, in units of 1 / WEIGHT_ONE.
     """
 
     me: PeerId
@@ -121,6 +124,7 @@ class Plan:
     tolerance: float
     settle_rounds: int
     deadlines: Deadlines
+    least_weight: int = WEIGHT_ONE
 
     @classmethod
     def for_peer(cls, charter: Charter, me: PeerId) -> "Plan":
@@ -145,6 +149,7 @@ class Plan:
             tolerance=charter.averaging.tolerance,
             settle_rounds=charter.averaging.settle_rounds,
             deadlines=charter.deadlines,
+            least_weight=least_weight(charter.averaging),
         )
 
 
@@ -162,14 +167,23 @@ class _Neighbor(Known):
     """Late updates of it since the last of those."""
     reached: int = -1
     """The latest round in which an update of it was seen."""
-    updates: dict[Round, tuple[Vector, Claim]] = field(default_factory=dict)
+    updates: dict[Round, tuple[Vector, Claim, int]] = field(default_factory=dict)
+    """With what they claim, and their sender's weight."""
 
 
 class PeerMachine:
-    """The machine of one peer; see the module. Created with the common initial vector."""
+    """The machine of one peer; see the module.
 
-    def __init__(self, plan: Plan, initial: Vector, resume: Resume | None = None) -> None:
+    Args:
+        plan: from the charter.
+        initial: the common initial model, float32 [parameters].
+        resume: what is known of this peer's former lives, if it had any.
+        weight: this peer's, in units of 1 / WEIGHT_ONE.
+    """
+
+    def __init__(self, plan: Plan, initial: Vector, resume: Resume | None = None, weight: int = WEIGHT_ONE) -> None:
         self._plan = plan
+        self._weight = weight
         self._vector, self._round = initial, Round(0)
         if resume is not None:
             self._vector, self._round = resume.checkpoint.base, resume.checkpoint.round
@@ -376,6 +390,8 @@ class PeerMachine:
                 peer,
                 kind(f"sent a model of {message.length / 4:g} values, the charter's has {self._plan.parameters}", peer),
             )
+        if message.weight < self._plan.least_weight:
+            return self._drop(peer, Malformed("weighs less in an average than the charter allows", peer))
         neighbor = self._members[peer]
         neighbor.claim = max(neighbor.claim, message.round)
         if peer not in self._weights:
@@ -412,6 +428,7 @@ class PeerMachine:
         neighbor.updates[message.round] = (
             np.frombuffer(payload, np.dtype("<f4")),
             Claim(message.spread, message.complete),
+            message.weight,
         )
         if message.round == self._round:
             neighbor.misses = 0
@@ -476,8 +493,8 @@ class PeerMachine:
         return [self._update_for(linked), SetTimer("round", deadline), *self._proceed()]
 
     def _update_for(self, peers: tuple[PeerId, ...]) -> Effect:
-        claim = self._settling.claim
-        message = Update(self._plan.charter, self._round, self._vector.nbytes, claim.spread, claim.complete)
+        claim, size = self._settling.claim, self._vector.nbytes
+        message = Update(self._plan.charter, self._round, size, claim.spread, claim.complete, self._weight)
         return SendBulk(peers, message, self._vector)
 
     def _is_awaited(self, neighbor: _Neighbor) -> bool:
@@ -497,14 +514,27 @@ class PeerMachine:
 
     def _average(self) -> list[Effect]:
         self._waiting, self._averaging = False, True
-        own, weights = self._vector, self._weights
+        own = self._vector
         contributions = {
             peer: neighbor.updates[self._round][0]
             for peer, neighbor in self._neighbors()
             if self._round in neighbor.updates
         }
+        weights = {peer: self._mixing_weight(peer) for peer in self._weights if peer in contributions}
         size = own.nbytes * (1 + len(contributions))
         return [CancelTimer("round"), Compute("average", lambda: average(own, contributions, weights), size)]
+
+    def _mixing_weight(self, peer: PeerId) -> float:
+        """Return with which weight the update of this round is taken in that is here from a neighbor."""
+        among_equals = self._weights[peer]
+        ratio = self._members[peer].updates[self._round][2] / self._weight
+        if ratio == 1.0:
+            return among_equals
+        graph, roster = self._plan.graph, self._plan.roster
+        me, other = roster.index(self._plan.me), roster.index(peer)
+        direct = self._plan.weights.get(peer, 0.0)
+        hastings = weight(graph, me, other, ratio) if direct else 0.0
+        return hastings + (among_equals - direct) * min(1.0, ratio)
 
     def _on_averaged(self, result: object, now: Seconds) -> list[Effect]:
         if self._state is State.LEAVING:

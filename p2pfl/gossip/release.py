@@ -12,12 +12,14 @@ from typing import Protocol
 import numpy as np
 
 from p2pfl.core.canonical import Value, canonical
-from p2pfl.core.errors import Malformed
+from p2pfl.core.errors import Malformed, RemoteError
 from p2pfl.core.ids import PeerId, Round
-from p2pfl.core.machine import Vector
+from p2pfl.core.machine import Bytes, Vector
 from p2pfl.core.statements import Enrolment, Result, Statement, Vote
-from p2pfl.gossip.chunks import bounds, digest, pair
+from p2pfl.crypto.ring import WEIGHT_ONE
+from p2pfl.gossip.chunks import Format, digest, pair
 from p2pfl.gossip.grouping import bearable_colluders, threshold
+from p2pfl.gossip.secure_sum import MaskTerms
 
 
 class Keyring(Protocol):
@@ -50,6 +52,7 @@ class Terms:
         patience: seconds that a group waits for members that are slow to take part.
         centre: in a star, the member that has a link to each other one and averages alone; None in a group, where each
             averages a chunk.
+        least_weight: the smallest that a member may have, in units of 1 / WEIGHT_ONE.
     """
 
     charter: bytes
@@ -62,6 +65,12 @@ class Terms:
     parameters: int
     patience: float
     centre: int | None = None
+    least_weight: int = WEIGHT_ONE
+
+    def format(self, members: tuple[int, ...], masks: MaskTerms | None) -> Format:
+        """Return how the chunks and results of a session of these members are written."""
+        ring = None if masks is None else masks.ring(len(members))
+        return Format(self.parameters, len(self.aggregators(members)), ring, self.least_weight)
 
     def bears(self, members: Collection[int]) -> bool:
         """Return whether a session of these members is allowed."""
@@ -106,31 +115,36 @@ class Released:
         round: the session's.
         session: its 32 bytes.
         members: who began it.
+        survivors: how many are in the sum.
         digests: of the result of each chunk.
+        format: of the results.
     """
 
     round: Round
     session: bytes
     members: tuple[int, ...]
+    survivors: int
     digests: tuple[bytes, ...]
+    format: Format
 
-    def length(self, parameters: int) -> int:
-        """Return how many float32 values `Session.released` has."""
-        return parameters + len(self.digests)
-
-    def open(self, values: Vector, parameters: int) -> Vector | None:
-        """Return the average, float32 [parameters], from `Session.released`; None if the values are others."""
-        parts, end = [], 0
+    def open(self, data: Bytes) -> Vector | None:
+        """Return the average, float32 [parameters], from the bytes of `Session.released`; None if they are others."""
+        average: Vector = np.empty(self.format.parameters, np.float32)
+        end = 0
         for chunk, expected in enumerate(self.digests):
-            first, last = bounds(parameters, len(self.digests), chunk)
-            part = values[end : (end := end + 1 + last - first)]
+            part = data[end : (end := end + self.format.size(chunk))]
             if digest(part) != expected:
                 return None
-            parts.append(part[1:])
-        return np.concatenate(parts)
+            try:
+                self.format.decode_into(average, chunk, self.format.read(part), self.survivors)
+            except RemoteError:
+                return None
+        return average
 
 
-def verified_release(sessions: Sequence[Terms], keyring: Keyring, statements: Sequence[Statement]) -> Released:
+def verified_release(
+    sessions: Sequence[Terms], keyring: Keyring, statements: Sequence[Statement], masks: MaskTerms | None = None
+) -> Released:
     """Check that a session of a round released an average; never take a peer's word for it, nor its model.
 
     Args:
@@ -138,6 +152,7 @@ def verified_release(sessions: Sequence[Terms], keyring: Keyring, statements: Se
             names; whose terms they are otherwise does not matter.
         keyring: checks the signatures.
         statements: as `Session.proof` gives them.
+        masks: how that round's vectors are masked; None where they are not.
 
     Raises:
         RemoteError: the statements do not prove it.
@@ -162,6 +177,8 @@ def verified_release(sessions: Sequence[Terms], keyring: Keyring, statements: Se
             votes[statement.signer] = content
         elif content.chunk < len(aggregators) and statement.signer in pair(aggregators, content.chunk):
             digests[content.chunk] = content.digest
-    if certified(votes, members, terms.least) is None or len(digests) != len(aggregators):
+    survivors = certified(votes, members, terms.least)
+    if survivors is None or len(digests) != len(aggregators):
         raise Malformed("sent an average that is not certified")
-    return Released(first.round, session, members, tuple(digests[chunk] for chunk in range(len(aggregators))))
+    named = tuple(digests[chunk] for chunk in range(len(aggregators)))
+    return Released(first.round, session, members, len(survivors), named, terms.format(members, masks))

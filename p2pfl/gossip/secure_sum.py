@@ -18,12 +18,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from p2pfl.core.canonical import canonical
 from p2pfl.core.errors import Malformed, RemoteError
 from p2pfl.core.ids import PeerId, Round
-from p2pfl.core.machine import Vector
+from p2pfl.core.machine import Bytes, Vector
 from p2pfl.core.statements import Deal, Returned, Reveal
 from p2pfl.crypto.agreement import KeyPair, key_pair, mask_secret
 from p2pfl.crypto.envelope import seal, unseal
@@ -36,7 +35,7 @@ from p2pfl.crypto.masks import (
     self_key,
     unmask,
 )
-from p2pfl.crypto.ring import WEIGHT_ONE, Layout, Ring, decode_into, read_weight, verify_clipped
+from p2pfl.crypto.ring import Layout, Metrics, Ring, read_header, verify_clipped
 from p2pfl.crypto.shares import (
     SECRET_BYTES,
     SHARE_BYTES,
@@ -52,7 +51,6 @@ from p2pfl.crypto.suite import Suite
 from p2pfl.gossip.grouping import threshold
 
 Entropy = Callable[[int], bytes]
-Bytes = NDArray[np.uint8]
 _SEED, _PAIR = "self-mask", "pair"
 
 
@@ -217,8 +215,14 @@ class Secrets:
 
     # The vector
 
-    def masked(self, vector: Vector, weight: int, count: int) -> tuple[Bytes, ...]:
-        """Return the chunk for each of `count` aggregators, masked: uint8 [its size].
+    def hidden(self, vector: Vector, weight: int, metrics: Metrics, count: int) -> MaskedVector:
+        """Return the vector, float32 [n], under this peer's masks, which are computed where it is read.
+
+        Args:
+            vector: nobody writes to it until all that is sent of it was read.
+            weight: in units of 1 / WEIGHT_ONE.
+            metrics: what else the header tells.
+            count: how many chunks it is cut into.
 
         Raises:
             RoundFailed: a value is NaN or infinite.
@@ -229,14 +233,9 @@ class Secrets:
         pairs = {self._roster[who]: key for who, key in self._pairs.items()}
         masks = own_masks(self._roster[self._me], self_key(suite, self._seed, self._session), pairs)
         ring = self._terms.ring(len(members))
-        hidden = MaskedVector(suite, ring, layout, vector, weight, masks)
+        hidden = MaskedVector(suite, ring, layout, vector, weight, masks, metrics)
         verify_clipped(hidden.clipped, len(vector))
-        chunks = []
-        for index in range(count):
-            chunk: Bytes = np.empty(layout.chunk(index).size, np.uint8)
-            hidden.block_into(index, 0, chunk.data)
-            chunks.append(chunk)
-        return tuple(chunks)
+        return hidden
 
     # Unmasking
 
@@ -373,32 +372,36 @@ class Secrets:
         return commit(self._terms.suite, _PAIR, canonical([self._session, low, high]), digest)
 
 
-def average_chunk(
+def masked_chunk(hidden: MaskedVector, index: int) -> Bytes:
+    """Return a chunk as it is sent, uint8 [its size]."""
+    chunk: Bytes = np.empty(hidden.layout.chunk(index).size, np.uint8)
+    hidden.block_into(index, 0, chunk.data)
+    return chunk
+
+
+def sum_chunk(
     terms: MaskTerms, ring: Ring, layout: Layout, index: int, chunks: Sequence[Bytes], masks: Sequence[Mask]
-) -> Vector:
-    """Sum the survivors' masked chunks, take off what masks are left, and return weight and average.
+) -> Bytes:
+    """Sum the survivors' masked chunks, and take off what masks are left.
 
     Args:
         terms: how vectors are masked.
         ring: of the session's members.
         layout: how they are cut.
         index: which chunk.
-        chunks: one of each survivor, uint8 [its size].
+        chunks: one of each survivor, uint8 [its size]; the first becomes the sum if it can be written to.
         masks: of `Secrets.leftover`.
 
     Returns:
-        float32 [1 + values of the chunk]: the total weight, 1 for a whole one, and the weighted average.
+        The integer sum, uint8 [size of the chunk]: header and words, little endian.
 
     Raises:
         RemoteError: a mask is left, or somebody's chunk lied.
     """
-    total = bytearray(layout.chunk(index).size)
-    view = memoryview(total)
-    for chunk in chunks:
+    total = chunks[0] if chunks[0].flags.writeable else chunks[0].copy()
+    view = total.data
+    for chunk in chunks[1:]:
         add_chunk(ring, view, chunk.data)
     unmask(terms.suite, layout, index, view, masks)
-    weight = read_weight(total, len(chunks)) / WEIGHT_ONE
-    result: Vector = np.empty(1 + layout.chunk(index).count, np.float32)
-    result[0] = weight
-    decode_into(ring, total, len(chunks), weight, result[1:])
-    return result
+    read_header(view, len(chunks), ring.members)
+    return total

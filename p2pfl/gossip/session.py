@@ -2,7 +2,8 @@
 
     enroll    each member adverts; a leader proposes who begins; under masks each deals shares of its secrets; when all
               say that they are ready, it begins
-    upload    each sends chunk i of its vector to the i-th member, and its own chunk to that one's deputy, the next
+    upload    each sends chunk i of its vector to the i-th member, and its own chunk to that one's deputy, the next;
+              and signs what that was
     agree     each aggregator acknowledges whose chunks it holds; a leader proposes who is in the sum; votes certify it
     reduce    under masks all reveal what takes the masks off this sum and no other; each aggregator averages its chunk
               over the survivors, signs the result and sends it to all
@@ -27,7 +28,7 @@ import numpy as np
 from p2pfl.core.canonical import Value, canonical
 from p2pfl.core.errors import Malformed, RemoteError, TooLarge
 from p2pfl.core.ledger import SESSION_BYTES, Uploading, Voted
-from p2pfl.core.machine import Compute, Effect, Payload, Persist, Send, SendBulk, Vector
+from p2pfl.core.machine import Bytes, Compute, Effect, Payload, Persist, Send, SendBulk, Vector
 from p2pfl.core.statements import (
     KINDS,
     MAX_ATTEMPTS,
@@ -48,13 +49,13 @@ from p2pfl.core.statements import (
     encode_body,
 )
 from p2pfl.core.wire import Chunk, Have, Part, Told, Want
-from p2pfl.crypto.masks import Mask
-from p2pfl.crypto.ring import WEIGHT_ONE, Layout
-from p2pfl.gossip.chunks import bounds, cut, digest, pair, reduce, sane_digest
+from p2pfl.crypto.masks import Mask, MaskedVector
+from p2pfl.crypto.ring import WEIGHT_ONE, Layout, Metrics, Totals
+from p2pfl.gossip.chunks import Format, bounds, cut, digest, pair, reduce, sane_digest
 from p2pfl.gossip.grouping import threshold
 from p2pfl.gossip.patience import Patience
 from p2pfl.gossip.release import Keyring, Terms, certified, session_id
-from p2pfl.gossip.secure_sum import MaskTerms, Secrets, average_chunk
+from p2pfl.gossip.secure_sum import MaskTerms, Secrets, masked_chunk, sum_chunk
 from p2pfl.gossip.statement_store import Statements, said_as
 
 NO_SESSION = bytes(SESSION_BYTES)
@@ -94,6 +95,10 @@ class _Work:
     began: bool = False
     uploading: bool = False
     uploaded: bool = False
+    hidden: MaskedVector | None = field(default=None, repr=False)
+    """The own vector under its masks, until all of it is masked."""
+    roots: dict[int, bytes] = field(default_factory=dict)
+    """Of the own chunks, as far as they are cut."""
     voting: tuple[int, ...] | None = None
     secrets: Secrets | None = field(default=None, repr=False)
     masks: tuple[Mask, ...] | None = field(default=None, repr=False)
@@ -112,10 +117,17 @@ class Session:
     """
 
     def __init__(
-        self, terms: Terms, keyring: Keyring, patience: Patience, now: float, masks: MaskTerms | None = None
+        self,
+        terms: Terms,
+        keyring: Keyring,
+        patience: Patience,
+        now: float,
+        masks: MaskTerms | None = None,
+        weight: int = WEIGHT_ONE,
     ) -> None:
         self.terms = terms
         self._masks = masks
+        self._weight = weight
         self.patience = patience
         self.outcome: Outcome | None = None
         self.survivors: tuple[int, ...] | None = None
@@ -123,23 +135,35 @@ class Session:
         """When this peer expects to have trained, once that is near enough to advert it."""
         self.may_skip = False
         """Whether others go on without this group's sum, so that this peer may too."""
+        self.clipped = 0
+        """How many of the own values were beyond the clip."""
         self._keyring = keyring
         self._statements = Statements()
         self._now = now
         self._at: dict[str, float] = {}
         self._work = _Work()
         self._vector: Vector | None = None
-        self._chunks: tuple[Payload, ...] = ()
+        self._metrics = Metrics()
+        self._chunks: dict[int, Payload] = {}
+        """The own ones as they were sent, until their results are here."""
         self._uploads: dict[tuple[int, int], tuple[Any, bytes]] = {}
         """By chunk and uploader: uint8 under masks, else float32; and the digest."""
-        self._results: dict[int, tuple[Vector, bytes]] = {}
-        self._unsigned: dict[int, tuple[Vector, bytes]] = {}
+        self._results: dict[int, Payload] = {}
+        """Those that are signed, right, and decoded."""
+        self._decoded: dict[int, tuple[Totals, float]] = {}
+        """What the results' headers say, and the squared distances of the own contribution to them."""
+        self._unsigned: dict[int, tuple[Payload, bytes]] = {}
+        self._decoding: set[int] = set()
+        self._place: Vector | None = None
+        """Where the average is written."""
         self._hashing: set[tuple[Part, int, int]] = set()
         self._answered: dict[tuple[object, ...], float] = {}
         self._asked = 0
         """How often a chunk's result was asked for; each time of another holder."""
         self._ready_at: float | None = None
         self._suspects: set[int] = set()
+        self._refuted: set[int] = set()
+        """Who signed a result that cannot be one; its deputy's counts."""
         self._orders: dict[tuple[bytes | int, int], bytes] = {}
         self._ids: dict[Enrolment, bytes] = {}
         self._seen: tuple[object, ...] | None = None
@@ -192,21 +216,31 @@ class Session:
     @property
     def is_released(self) -> bool:
         """Whether all chunks of the average are here."""
-        return self.survivors is not None and len(self._results) == len(self._aggregators)
+        return self.survivors is not None and len(self._results) == self._format.chunks
 
     def average(self) -> Vector | None:
         """Return the released average, float32 [parameters], once all its chunks are here."""
-        if not self.is_released:
-            return None
-        return np.concatenate([self._results[chunk][0][1:] for chunk in range(len(self._aggregators))])
+        return self._place if self.is_released else None
 
     def patch(self, base: Vector) -> Vector:
         """Return `base` with those chunks of the average in it that are here."""
-        patched = base.copy()
-        for chunk, (values, _) in self._results.items():
-            start, end = bounds(self.terms.parameters, len(self._aggregators), chunk)
-            patched[start:end] = values[1:]
+        patched, average = base.copy(), self._take_place()
+        for chunk in self._results:
+            part = slice(*bounds(self.terms.parameters, self._format.chunks, chunk))
+            patched[part] = average[part]
         return patched
+
+    @property
+    def totals(self) -> Totals | None:
+        """What the sum says of all survivors together, as the first result that is here has it."""
+        return self._decoded[min(self._decoded)][0] if self._decoded else None
+
+    @property
+    def distance(self) -> float | None:
+        """The root mean square, over the parameters, of the own contribution less the average; None without both."""
+        if not self.is_released or self._vector is None:
+            return None
+        return float(np.sqrt(sum(squared for _, squared in self._decoded.values()) / self.terms.parameters))
 
     def proof(self) -> tuple[Statement, ...]:
         """Return the statements that show the average to be released, no more than it takes: see `verified_release`."""
@@ -255,20 +289,26 @@ class Session:
 
     @property
     def contribution(self) -> Vector | None:
-        """The own vector of the round."""
+        """The own vector of the round; once its upload has begun, parts of it become those of the average."""
         return self._vector
 
-    def trained(self, vector: Vector, now: float) -> None:
-        """Take this peer's vector of the round, float32 [parameters]."""
-        self._vector, self.training_ends, self._seen = vector, now, None
+    def trained(self, vector: Vector, now: float, metrics: Metrics = Metrics()) -> None:  # noqa: B008 - frozen
+        """Take this peer's vector of the round, float32 [parameters], and what its local steps came to.
+
+        A vector that is not read-only is the session's own from now on: once it is spent, the average is written into
+        its place.
+        """
+        self._vector, self._metrics, self.training_ends, self._seen = vector, metrics, now, None
 
     def computed(self, key: str, result: object) -> list[Effect]:
         """Take the answer to a `Compute`."""
         self._seen = None
         what, *numbers = key.split("/")
-        if what == "cut" and isinstance(result, tuple) and self._work.began:
-            self._chunks = result
+        if what == "hide" and isinstance(result, MaskedVector) and self._work.began:
+            self._work.hidden, self.clipped = result, result.clipped
             return [Persist("uploading", Uploading(self.terms.round, self._work.session))]
+        if what == "cut" and isinstance(result, tuple) and self._work.began:
+            return self._send_chunk(int(numbers[0]), *result)
         if what == "upload" and isinstance(result, tuple):
             chunk, uploader = map(int, numbers)
             vector, found = result
@@ -285,13 +325,15 @@ class Session:
                 self._unsigned[chunk] = (vector, found)
         if what == "reduce" and isinstance(result, tuple):
             return self._release(int(numbers[0]), *result)
+        if what == "decode":
+            self._decoded_result(int(numbers[0]), result)
         return []
 
     def persisted(self, key: str) -> list[Effect]:
         """Take the word that a record is safe: now what it says may happen."""
         self._seen = None
         if key == "uploading" and self._work.began:  # else this peer has gone over to watching another session
-            return self._send_upload()
+            return self._cut_next()
         if key == "voted" and self._work.voting is not None:
             return self._state(Vote(self.terms.round, self._work.session, self._work.voting))
         return []
@@ -331,6 +373,8 @@ class Session:
             # Anybody may sign anything; only the aggregator's word counts, and its deputy's when that is overdue.
             if content.session != self._work.session or not content.chunk < len(self._aggregators):
                 return False
+            if statement.signer in self._refuted:
+                return False
             aggregator, deputy = self._holders(content.chunk)
             if statement.signer == deputy != aggregator and self._work.enrolled:
                 return self._now >= self._at.get("deputy", 0.0) - self._stage
@@ -347,14 +391,15 @@ class Session:
         work = self._work
         if chunk.session != work.session or not work.members:
             return "not of this peer's session"
-        if chunk.chunk >= len(self._aggregators):
-            raise Malformed(f"offered chunk {chunk.chunk} of {len(self._aggregators)}")
-        size = self._size(chunk.part, chunk.chunk)
+        if chunk.chunk >= self._format.chunks:
+            raise Malformed(f"offered chunk {chunk.chunk} of {self._format.chunks}")
+        size = self._format.size(chunk.chunk)
         if chunk.length != size:
             kind = TooLarge if chunk.length > size else Malformed
             raise kind(f"offered a chunk of {chunk.length} bytes, it has {size}")
         if chunk.part is Part.RESULT:
-            if (Part.RESULT, chunk.chunk, 0) in self._hashing or chunk.chunk in self._results:
+            on_the_way = (Part.RESULT, chunk.chunk, 0) in self._hashing or chunk.chunk in self._decoding
+            if on_the_way or chunk.chunk in self._results:
                 return "here already"
             # Its signature comes another way, and may come later.
             signed = chunk.chunk in self._statements.signed(Result, work.session)
@@ -363,37 +408,32 @@ class Session:
             raise Malformed("uploaded to a session that it is no member of")
         if not work.enrolled:
             return "this peer only watches the session"
+        if self._is_summed(chunk.chunk):
+            return "summed already"
         if (chunk.chunk, sender) in self._uploads or (Part.UPLOAD, chunk.chunk, sender) in self._hashing:
             return "here already"
         if self._is_acknowledged() and not self._is_missing(chunk.chunk, sender):
             return "this peer's acknowledgement is signed already"
         return None if self._is_mine(chunk.chunk, sender) else "for another aggregator"
 
-    def _size(self, part: Part, chunk: int) -> int:
-        """Return the bytes of a chunk: masked words where it is an upload under masks, else float32."""
-        count = len(self._aggregators)
-        if self._masks is not None and part is Part.UPLOAD:
-            return Layout(self.terms.parameters, count, self._masks.bits).chunk(chunk).size
-        start, end = bounds(self.terms.parameters, count, chunk)
-        return 4 * (1 + end - start)
+    @property
+    def _format(self) -> Format:
+        return self.terms.format(self._work.members, self._masks)
 
     def received(self, sender: int, chunk: Chunk, payload: bytearray) -> list[Effect]:
         """Take a chunk that was wanted."""
         if self.wants_chunk(sender, chunk) is not None:
             return []  # something changed on its way
-        if self._masks is not None and chunk.part is Part.UPLOAD:
-            masked = np.frombuffer(payload, np.uint8)
-            self._hashing.add((Part.UPLOAD, chunk.chunk, sender))
-            key = f"upload/{chunk.chunk}/{sender}"
-            return [Compute(key, lambda: (masked, digest(masked)), masked.nbytes)]
-        vector: Vector = np.frombuffer(payload, np.dtype("<f4"))
-        members = float(len(self._work.members))
+        data, masked, least = self._format.read(payload), self._masks is not None, self.terms.least_weight
         if chunk.part is Part.RESULT:
             self._hashing.add((Part.RESULT, chunk.chunk, 0))
-            return [Compute(f"result/{chunk.chunk}", lambda: (vector, sane_digest(vector, members)), vector.nbytes)]
+            return [Compute(f"result/{chunk.chunk}", lambda: (data, digest(data)), data.nbytes)]
         self._hashing.add((Part.UPLOAD, chunk.chunk, sender))
-        key = f"upload/{chunk.chunk}/{sender}"
-        return [Compute(key, lambda: (vector, sane_digest(vector, 1.0)), vector.nbytes)]
+
+        def work() -> tuple[Payload, bytes | None]:
+            return data, digest(data) if masked else sane_digest(np.asarray(data, np.float32), least)
+
+        return [Compute(f"upload/{chunk.chunk}/{sender}", work, data.nbytes)]
 
     def answer_have(self, sender: int, have: Have, now: float) -> list[Effect]:
         """Send a member of the group what it lacks of this round's statements."""
@@ -416,8 +456,8 @@ class Session:
         if want.session != work.session or chunk >= len(self._aggregators) or sender not in self.terms.group:
             return []
         if want.part is Part.RESULT and chunk in self._results:
-            payload: Payload = self._results[chunk][0]
-        elif want.part is Part.UPLOAD and work.uploaded and self._chunks and sender in self._holders(chunk):
+            payload = self._results[chunk]
+        elif want.part is Part.UPLOAD and chunk in self._chunks and sender in self._holders(chunk):
             payload = self._chunks[chunk]
         else:
             return []
@@ -530,14 +570,18 @@ class Session:
         self._set("enrolled", (len(adverts) + 1) * self._stage)
         if self._is_due("enrolled"):
             return self._try_again()
-        enrolments = self._statements.signed(Enrolment, work.attempt)
-        if not self._is_due("lead") or enrolments:
+        proposed = self._statements.of(Enrolment, work.attempt).values()
+        if not self._is_due("lead") or any(map(self._is_trusted, proposed)):
             return []
         members = tuple(sorted(set(adverts) - self._suspects))
         if not self.terms.bears(members):
             return []
         named = tuple(adverts[member].digest() for member in members)
         return self._state(Enrolment(self.terms.round, work.attempt, members, named))
+
+    def _is_trusted(self, enrolment: Enrolment) -> bool:
+        """Return whether none of the proposed members did something wrong; one that leads would propose itself."""
+        return self._suspects.isdisjoint(enrolment.members)
 
     def _is_ahead_in_attempts(self) -> bool:
         """Go to the attempt that more than the colluders are in; return whether this changed anything."""
@@ -573,7 +617,8 @@ class Session:
                 member in adverts and adverts[member].digest() == named
                 for member, named in zip(enrolment.members, enrolment.adverts, strict=True)
             )
-            if known and self.terms.me in enrolment.members and self.terms.bears(enrolment.members):
+            mine = self.terms.me in enrolment.members and self._is_trusted(enrolment)
+            if known and mine and self.terms.bears(enrolment.members):
                 return self._begin(enrolment)
         return []
 
@@ -659,7 +704,7 @@ class Session:
                 if self._certified(session, enrolment.members) is not None:
                     self._work = _Work(attempt, session, enrolment.members, uploading=work.uploading)
                     self._at = {"repeat": self._now}
-                    self._unsigned = {}
+                    self._unsigned, self._chunks, self._uploads = {}, {}, {}
                     return []
         return []
 
@@ -667,26 +712,47 @@ class Session:
 
     def _upload(self) -> list[Effect]:
         work = self._work
-        if not work.began or work.uploading or self._vector is None or self._is_due("collect"):
+        is_late = self._is_due("collect") or self.survivors is not None
+        if not work.began or work.uploading or self._vector is None or is_late:
             return []
         work.uploading = True
-        vector, count, secrets = self._vector, len(self._aggregators), work.secrets
+        vector, weight, metrics, secrets = self._vector, self._weight, self._metrics, work.secrets
+        count = self._format.chunks
         if secrets is not None:
-            return [Compute("cut", lambda: secrets.masked(vector, WEIGHT_ONE, count), vector.nbytes)]
-        return [Compute("cut", lambda: cut(vector, 1.0, count), vector.nbytes)]
+            return [Compute("hide", lambda: secrets.hidden(vector, weight, metrics, count), vector.nbytes)]
+        return [Persist("uploading", Uploading(self.terms.round, work.session))]
 
-    def _send_upload(self) -> list[Effect]:
+    def _cut_next(self) -> list[Effect]:
+        """Cut the next chunk, beginning behind the own place, so that not all begin with the same aggregator."""
+        work, vector = self._work, self._vector
+        if vector is None or (self.survivors is not None and self.terms.me not in self.survivors):
+            return []  # nobody waits for the rest
+        chunks = self._format.chunks
+        chunk = (work.members.index(self.terms.me) + 1 + len(work.roots)) % chunks
+        hidden, weight, metrics = work.hidden, self._weight, self._metrics
+
+        def cut_one() -> tuple[Payload, bytes]:
+            if hidden is None:
+                part: Payload = cut(vector, chunks, chunk, weight, metrics)
+            else:
+                part = masked_chunk(hidden, chunk)
+            return part, digest(part)
+
+        return [Compute(f"cut/{chunk}", cut_one, vector.nbytes // chunks)]
+
+    def _send_chunk(self, chunk: int, payload: Payload, root: bytes) -> list[Effect]:
+        """Send a chunk that was cut, and cut the next; sign what all of them are once the last is cut."""
         work = self._work
-        work.uploaded = True
-        roots = tuple(map(digest, self._chunks))
-        effects = self._state(Roots(self.terms.round, work.session, roots))
-        for chunk, aggregator in enumerate(self._aggregators):
-            if aggregator != self.terms.me:
-                effects += self._bulk(aggregator, Part.UPLOAD, chunk, self._chunks[chunk])
-                continue
-            self._uploads[chunk, self.terms.me] = (self._chunks[chunk], roots[chunk])
-            effects += self._bulk(self._holders(chunk)[1], Part.UPLOAD, chunk, self._chunks[chunk])
-        return effects
+        work.roots[chunk], self._chunks[chunk] = root, payload
+        aggregator, deputy = self._holders(chunk)
+        if aggregator == self.terms.me:
+            self._uploads[chunk, aggregator] = (payload, root)
+        effects = self._bulk(deputy if aggregator == self.terms.me else aggregator, Part.UPLOAD, chunk, payload)
+        if len(work.roots) < self._format.chunks:
+            return effects + self._cut_next()
+        work.hidden, work.uploaded = None, True
+        roots = tuple(work.roots[chunk] for chunk in range(self._format.chunks))
+        return effects + self._state(Roots(self.terms.round, work.session, roots))
 
     @property
     def _aggregators(self) -> tuple[int, ...]:
@@ -719,16 +785,22 @@ class Session:
         """Return whether an upload is here and is what its uploader committed to."""
         held = self._uploads.get((chunk, uploader))
         roots = self._statements.of(Roots, self._work.session).get(uploader)
-        if held is None or roots is None or len(roots.digests) != len(self._aggregators):
+        if held is None or roots is None or len(roots.digests) != self._format.chunks:
             return False
         if roots.digests[chunk] != held[1]:
             self._suspects.add(uploader)
             return False
         return True
 
+    def _is_summed(self, chunk: int) -> bool:
+        """Return whether no upload of a chunk is needed any more."""
+        return chunk in self._results or chunk in self._work.reducing
+
     def _is_missing(self, chunk: int, uploader: int) -> bool:
         """Return whether an upload is lacking for a sum that this peer is to make."""
-        return self.survivors is not None and uploader in self.survivors and (chunk, uploader) not in self._uploads
+        if self.survivors is None or self._is_summed(chunk):
+            return False
+        return uploader in self.survivors and (chunk, uploader) not in self._uploads
 
     # Agree
 
@@ -813,14 +885,11 @@ class Session:
             self._set("silent", self._stage)
             self._set("deputy", unmasking + 2 * self._stage + self._transfer / 2)
             self._set("reduce", unmasking + 8 * self._stage + 2 * self._transfer)
-        for chunk, result in self._statements.of(Result, work.session).items():
-            if chunk in self._unsigned:
-                vector, found = self._unsigned.pop(chunk)
-                if found == result.digest:
-                    self._results.setdefault(chunk, (vector, found))
+        effects = self._decode()
         if not work.enrolled:
-            return []
-        effects, chunks = self._reveal(), self._own_chunks()
+            return effects
+        effects += self._reveal()
+        chunks = self._own_chunks()
         effects += self._sum(chunks[0]) if chunks else []
         if len(chunks) < 2:
             return effects
@@ -830,7 +899,7 @@ class Session:
         if orphaned and not work.deputizes:
             work.deputizes = True
             self._at["repeat"] = self._now
-            if work.uploaded:
+            if before in self._chunks:
                 self._uploads[before, self.terms.me] = (self._chunks[before], digest(self._chunks[before]))
         return effects + (self._sum(before) if work.deputizes else [])
 
@@ -866,33 +935,76 @@ class Session:
         if terms is not None and masks is None:
             return []
         self._work.reducing.add(chunk)
-        parts = [self._uploads[chunk, who][0] for who in survivors]
-        layout = None if terms is None else Layout(self.terms.parameters, len(self._aggregators), terms.bits)
+        # Under masks the sum is made in the place of the first: not of what this peer may have to send again.
+        order = survivors if terms is None else sorted(survivors, key=self.terms.me.__eq__)
+        parts = [self._uploads[chunk, who][0] for who in order]
+        self._forget_uploads(chunk)
+        layout = None if terms is None else Layout(self.terms.parameters, self._format.chunks, terms.bits)
         members = len(self._work.members)
 
-        def work() -> tuple[Vector, bytes] | None:
+        def work() -> tuple[Payload, bytes] | None:
             if terms is None or layout is None or masks is None:
-                result = reduce(parts)
-                return result, digest(result)
+                average = reduce(parts)
+                return average, digest(average)
             try:
-                result = average_chunk(terms, terms.ring(members), layout, chunk, parts, masks)
+                result = sum_chunk(terms, terms.ring(members), layout, chunk, parts, masks)
             except RemoteError:
                 return None
             return result, digest(result)
 
         return [Compute(f"reduce/{chunk}", work, sum(part.nbytes for part in parts))]
 
-    def _release(self, chunk: int, vector: Vector, found: bytes) -> list[Effect]:
+    def _decode(self) -> list[Effect]:
+        """Decode the results that are here and are what was signed."""
+        work, survivors = self._work, self.survivors or ()
+        effects: list[Effect] = []
+        for chunk, result in self._statements.of(Result, work.session).items():
+            if chunk not in self._unsigned or chunk in self._decoding or chunk in self._results:
+                continue
+            payload, found = self._unsigned.pop(chunk)
+            if found == result.digest:
+                self._decoding.add(chunk)
+                place, own = self._take_place(), self._vector
+                task = partial(_decoded, self._format, place, chunk, payload, len(survivors), own)
+                effects.append(Compute(f"decode/{chunk}", task, payload.nbytes))
+        return effects
+
+    def _take_place(self) -> Vector:
+        """Return where the average is written: in the place of the own vector, if all of that has left this peer."""
+        if self._place is None:
+            own = self._vector if self._work.uploaded else None
+            fits = own is not None and own.flags.writeable
+            self._place = own if own is not None and fits else np.empty(self.terms.parameters, np.float32)
+        return self._place
+
+    def _decoded_result(self, chunk: int, decoded: object) -> None:
+        """Keep a result; what is held only to make it can go. One that its signer made up counts as not received."""
+        self._decoding.discard(chunk)
+        if isinstance(decoded, tuple):
+            result, *told = decoded
+            self._results[chunk], self._decoded[chunk] = result, (told[0], told[1])
+            self._chunks.pop(chunk, None)
+            self._forget_uploads(chunk)
+            return
+        signed = self._statements.signed(Result, self._work.session).get(chunk)
+        if signed is not None:
+            self._refuted.add(signed.signer)
+            self._statements.forget(Result, self._work.session, chunk)
+
+    def _forget_uploads(self, chunk: int) -> None:
+        self._uploads = {key: each for key, each in self._uploads.items() if key[0] != chunk}
+
+    def _release(self, chunk: int, result: Payload, found: bytes) -> list[Effect]:
         signed = self._statements.of(Result, self._work.session).get(chunk)
         if signed is not None and signed.digest != found:
             return []  # its aggregator says something else; who is right is for an audit to find out
-        self._results[chunk] = (vector, found)
+        self._unsigned[chunk] = (result, found)
         effects: list[Effect] = []
         if signed is None:
             effects += self._state(Result(self.terms.round, self._work.session, chunk, found))
         for who in self.terms.group:
             if who != self.terms.me:
-                effects += self._bulk(who, Part.RESULT, chunk, vector)
+                effects += self._bulk(who, Part.RESULT, chunk, result)
         return effects
 
     # What got lost
@@ -937,7 +1049,7 @@ class Session:
     def _conclusion(self) -> Outcome | None:
         work = self._work
         if self.survivors is not None:
-            if len(self._results) == len(self._aggregators):
+            if self.is_released:
                 return Outcome.FULL if self.terms.me in self.survivors and work.uploaded else Outcome.LATE
             if not self._is_due("reduce"):
                 return None
@@ -966,14 +1078,24 @@ class Session:
 
     def retire(self) -> None:
         """Forget what only the round itself needed; its average and statements can still be asked for."""
-        self._work.secrets = self._work.masks = None
-        self._uploads, self._chunks, self._vector, self._unsigned = {}, (), None, {}
+        self._work.secrets = self._work.masks = self._work.hidden = None
+        self._uploads, self._chunks, self._vector, self._unsigned = {}, {}, None, {}
+        self._place = None
 
-    def released(self) -> Vector | None:
-        """Return what `Released.open` reads: the results of all chunks, float32 [parameters + members]."""
-        if not self.is_released:
-            return None
-        return np.concatenate([self._results[chunk][0] for chunk in range(len(self._aggregators))])
+    def results(self) -> tuple[Payload, ...]:
+        """Return the results of all chunks, once all are here."""
+        return tuple(self._results[chunk] for chunk in range(self._format.chunks)) if self.is_released else ()
+
+    def keep_results(self, data: Bytes) -> None:
+        """Hold these bytes instead of `results`, which they are, one after the other."""
+        end = 0
+        for chunk in range(self._format.chunks):
+            part = data[end : (end := end + self._format.size(chunk))]
+            self._results[chunk] = self._format.read(part)
+
+    def released(self) -> Payload:
+        """Return what `Released.open` reads: `results`, one after the other."""
+        return self._format.read(b"".join(result.tobytes() for result in self.results()))
 
     def give_up(self) -> None:
         """End the round without its average: the others are in a later one."""
@@ -1000,6 +1122,16 @@ class Session:
             return []
         message = Chunk(self.terms.charter, self.terms.round, self._work.session, part, chunk, payload.nbytes)
         return [SendBulk((self.terms.roster[who],), message, payload)]
+
+
+def _decoded(
+    layout: Format, place: Vector, chunk: int, result: Payload, survivors: int, own: Vector | None
+) -> tuple[Payload, Totals, float] | None:
+    """Decode a result into its place, and return it with what was found; None if it cannot be one."""
+    try:
+        return result, *layout.decode_into(place, chunk, result, survivors, own)
+    except RemoteError:
+        return None
 
 
 def _shared(lists: Mapping[int, set[int]], members: Sequence[int], aggregators: Sequence[int]) -> tuple[int, ...]:

@@ -36,6 +36,7 @@ from p2pfl.core.machine import (
     WorkFailed,
 )
 from p2pfl.core.wire import Bye, Hello, Ping, Update
+from p2pfl.crypto.ring import WEIGHT_ONE
 from p2pfl.gossip.group_machine import GroupMachine, GroupPlan
 from p2pfl.gossip.peer_machine import PeerMachine, Plan
 from p2pfl.gossip.release import Keyring
@@ -59,6 +60,7 @@ class StarMachine:
         initial: the common initial model, float32 [parameters].
         resume: what is known of this peer's former lives, if it had any.
         masks: how updates are hidden.
+        weight: this peer's in every average, in units of 1 / WEIGHT_ONE.
     """
 
     def __init__(
@@ -69,9 +71,11 @@ class StarMachine:
         initial: Vector,
         resume: Resume | None = None,
         masks: MaskTerms | None = None,
+        weight: int = WEIGHT_ONE,
     ) -> None:
         self._plan = settling
-        self._rounds = GroupMachine(plan, keyring, initial, resume, masks)
+        self._weight = weight
+        self._rounds = GroupMachine(plan, keyring, initial, resume, masks, weight)
         self._settle: PeerMachine | None = None
         self._handed_over = False
         self._settled = resume if resume is not None and resume.checkpoint.round > plan.rounds else None
@@ -111,7 +115,7 @@ class StarMachine:
             return []
         effects = self._rounds.handle(input, now)
         if isinstance(input, Started) and self._settled is not None:
-            self._settle = PeerMachine(self._plan, self._settled.checkpoint.base, self._settled)
+            self._settle = PeerMachine(self._plan, self._settled.checkpoint.base, self._settled, self._weight)
             return [_marked(each) for each in self._settle.handle(input, now)]
         base = self._rounds.released_base
         return effects if base is None else effects + self._hand_over(base, now)
@@ -144,7 +148,7 @@ class StarMachine:
         """Begin to average with the neighbors, as if they had been linked to just now."""
         self._handed_over = True
         self._settle = machine = PeerMachine(
-            self._plan, base, Resume(Checkpoint(Round(self._plan.rounds), base, None), -1)
+            self._plan, base, Resume(Checkpoint(Round(self._plan.rounds), base, None), -1), self._weight
         )
         effects: list[Effect] = [each for each in machine.handle(Started(), now) if not isinstance(each, Emit)]
         charter = self._plan.charter

@@ -48,6 +48,11 @@ class Statements:
         self._said.setdefault(key, {})[who] = statement.content
         return True
 
+    def forget(self, kind: type[Content], key: bytes | int, who: int) -> None:
+        """Make a place free again."""
+        self._held.get((kind.kind, key), {}).pop(who, None)
+        self._said.get((kind.kind, key), {}).pop(who, None)
+
     def takes(self, statement: Statement) -> bool:
         """Return whether there is a place for a statement."""
         key, who = _place_of(statement)

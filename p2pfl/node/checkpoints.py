@@ -20,8 +20,8 @@ over it. Each checkpoint knows how many records there were when it was written, 
 newest: neither can be exchanged for an older copy unseen. Where both are, or the ledger is cut exactly between two
 records that are younger than every checkpoint, only the other peers know.
 
-A checkpoint is `magic | length (4 bytes) | head, JSON | base | update | trainer | SHA-256 of all before`, with float32
-in little endian. Nothing here is unpickled.
+A checkpoint is `magic | length (4 bytes) | head, JSON | base | update | results | trainer | SHA-256 of all before`,
+with float32 in little endian. Nothing here is unpickled.
 """
 
 import fcntl
@@ -46,7 +46,7 @@ from p2pfl.core.ids import PeerId, Round
 from p2pfl.core.ledger import SESSION_BYTES, Checkpoint, Record, Resume, Uploading, Voted, resume
 from p2pfl.node.store import make_folder, replace_durably, store_failed, write_all
 
-FORMAT = 1
+FORMAT = 2
 KEEP = 3
 """Checkpoints kept: one to use, one should that be damaged, one more; a guess."""
 LEDGER_FILE = "ledger"
@@ -55,6 +55,9 @@ LEDGER_BYTES = 16 << 20
 """No ledger is larger: it holds the records of a few rounds, each below a kilobyte for a hundred members."""
 HEAD_BYTES = 1 << 12
 """No head of a checkpoint is larger: it holds a handful of numbers and names."""
+_PREFIX = len(CHECKPOINT_MAGIC) + 4
+_ALIGNMENT = 64
+"""Bytes: of a cache line, and more than any vector instruction asks for."""
 SLICE = 1 << 20
 """Bytes hashed and written at a time: so many stay in the processor's cache in between, and none is copied."""
 
@@ -115,6 +118,13 @@ class Opened(NamedTuple):
     resume: Resume | None
     trainer: bytes | None
     notes: list[str]
+
+
+class Mapped(NamedTuple):
+    """What a checkpoint's file holds: the base, float32 [parameters], and the results' bytes, uint8."""
+
+    base: NDArray[np.float32]
+    results: NDArray[np.uint8]
 
 
 class Checkpoints:
@@ -186,8 +196,12 @@ class Checkpoints:
         """What the ledger still holds: all records since the oldest checkpoint, and the last upload and vote at all."""
         return self._ledger.told.records
 
-    def persist(self, record: Record, trainer: bytes | None = None) -> None:
+    def persist(self, record: Record, trainer: bytes | None = None) -> Mapped | None:
         """Write `record`; when this returns, it survives a crash. Blocks: call it in a worker thread.
+
+        Returns:
+            A checkpoint's base and results as its file holds them, mapped read-only: they cost no memory that the
+            system cannot take back, and stay as long as somebody holds them, also once the file is pruned. Else None.
 
         Args:
             record: what to write; its vectors are read as they lie, and must not be written to meanwhile.
@@ -200,11 +214,11 @@ class Checkpoints:
         """
         if isinstance(record, Checkpoint):
             with self._writing:
-                self._keep_checkpoint(record, trainer)
-        else:
-            self._ledger.append(record)
+                return self._keep_checkpoint(record, trainer)
+        self._ledger.append(record)
+        return None
 
-    def _keep_checkpoint(self, checkpoint: Checkpoint, trainer: bytes | None) -> None:
+    def _keep_checkpoint(self, checkpoint: Checkpoint, trainer: bytes | None) -> Mapped:
         if self._rounds and checkpoint.round < self._rounds[-1]:
             raise OutOfTurn(f"a checkpoint of round {checkpoint.round} after one of round {self._rounds[-1]}")
         for vector in (checkpoint.base, checkpoint.update):
@@ -224,6 +238,7 @@ class Checkpoints:
             except OSError as error:
                 raise store_failed(path, error) from error
         self._spoiled = []
+        return _mapped(_checkpoint_path(self._folder, checkpoint.round), checkpoint)
 
     def close(self) -> None:
         """Let go of the folder; called again, it does nothing."""
@@ -554,17 +569,36 @@ def _parts(owner: Owner, checkpoint: Checkpoint, trainer: bytes | None, records:
         "parameters": checkpoint.base.size,
         "update": checkpoint.update is not None,
         "released": checkpoint.released,
+        "results": sum(result.nbytes for result in checkpoint.results),
         "trainer": None if trainer is None else len(trainer),
     }
     encoded = json.dumps(head).encode()
+    # So that the base lies where it can be read as numbers without being copied.
+    encoded += b" " * (-(_PREFIX + len(encoded)) % _ALIGNMENT)
     yield CHECKPOINT_MAGIC
     yield struct.pack("<I", len(encoded))
     yield encoded
     yield _memory(checkpoint.base)
     if checkpoint.update is not None:
         yield _memory(checkpoint.update)
+    yield from (result.data.cast("B") for result in checkpoint.results)
     if trainer is not None:
         yield trainer
+
+
+def _mapped(path: Path, checkpoint: Checkpoint) -> Mapped:
+    """Return base and results of the checkpoint in a file, read-only, without reading them."""
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<I", file.read(_PREFIX)[-4:])
+            whole = np.memmap(file, np.uint8, "r").view(np.ndarray)
+    except OSError as error:
+        raise store_failed(path, error) from error
+    base, update = checkpoint.base, checkpoint.update
+    end = _PREFIX + length + base.nbytes
+    begin = end + (0 if update is None else update.nbytes)
+    results = whole[begin : begin + sum(result.nbytes for result in checkpoint.results)]
+    return Mapped(whole[_PREFIX + length : end].view("<f4"), results)
 
 
 def _memory(vector: NDArray[np.float32]) -> memoryview:
@@ -630,6 +664,12 @@ class _Hashed:
         self.fill(memoryview(content))
         return bytes(content)
 
+    def skip(self, size: int) -> None:
+        """Read so many bytes for their hash only."""
+        piece = memoryview(bytearray(min(size, SLICE)))
+        for begin in range(0, size, SLICE):
+            self.fill(piece[: min(SLICE, size - begin)])
+
     def vector(self, size: int) -> NDArray[np.float32]:
         """Read so many numbers."""
         vector = np.empty(size, "<f4")
@@ -648,6 +688,7 @@ def _read(file: _Hashed, size: int, owner: Owner, parameters: int) -> tuple[Chec
         _verify_format(head)
         values = int(head["parameters"])
         trainer_bytes = None if head["trainer"] is None else int(head["trainer"])
+        results_bytes = int(head["results"])
         number, records, has_update = int(head["round"]), int(head["records"]), bool(head["update"])
         released = int(head["released"])
         found_owner = Owner.of(head)
@@ -655,10 +696,12 @@ def _read(file: _Hashed, size: int, owner: Owner, parameters: int) -> tuple[Chec
         raise Unusable("is damaged in its head") from error
     # Before anything is allocated for what a damaged head may say.
     told = len(CHECKPOINT_MAGIC) + 4 + length + 4 * values * (1 + has_update) + (trainer_bytes or 0) + 32
-    if told != size or values < 0 or (trainer_bytes or 0) < 0:
+    told += results_bytes
+    if told != size or min(values, results_bytes, trainer_bytes or 0) < 0:
         raise Unusable(f"has {size} bytes and should have {told}: it was cut short, or is damaged")
     base = file.vector(values)
     update = file.vector(values) if has_update else None
+    file.skip(results_bytes)  # without the statements that a round ended with, which nobody keeps, they prove nothing
     trainer = None if trainer_bytes is None else file.read(trainer_bytes)
     found = file.digest.digest()
     if file.read(len(found)) != found:

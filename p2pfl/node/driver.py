@@ -19,6 +19,7 @@ from p2pfl.core.machine import (
     Adopt,
     BulkOffered,
     BulkReceived,
+    Bytes,
     CancelTimer,
     Compute,
     Computed,
@@ -76,12 +77,13 @@ class Hooks:
     Attributes:
         emit: writes an event to the trace.
         adopt: takes the peer's model after a round.
-        persist: keeps a record so that it survives a crash; called in a worker thread.
+        persist: keeps a record so that it survives a crash; returns a checkpoint's base and results as they are kept,
+            or None. Called in a worker thread.
     """
 
     emit: Callable[[Event], None]
     adopt: Callable[[Round, Vector], None]
-    persist: Callable[[Record], None]
+    persist: Callable[[Record], tuple[Vector, Bytes] | None]
 
 
 class Driver:
@@ -256,12 +258,12 @@ class Driver:
     async def _persist(self, key: str, record: Record) -> None:
         try:
             # Never left behind in the middle: when the peer ends, what it began to write is whole.
-            await trio.to_thread.run_sync(self._hooks.persist, record, limiter=self._disk)
+            kept = await trio.to_thread.run_sync(self._hooks.persist, record, limiter=self._disk)
         except Exception as error:  # noqa: BLE001 - raised by `run`: a peer without memory takes no further step
             self._error = error
             self._finished.set()
         else:
-            self.feed(Persisted(key))
+            self.feed(Persisted(key, *(kept or ())))
 
     async def _compute_beside(self, effect: Compute) -> None:
         self.feed(await trio.to_thread.run_sync(_computed, effect, abandon_on_cancel=True))  # type: ignore[call-arg]

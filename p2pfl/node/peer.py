@@ -23,13 +23,14 @@ from p2pfl.crypto.identity import Signer
 from p2pfl.crypto.keyring import Keyring
 from p2pfl.crypto.suite import suite
 from p2pfl.gossip.group_machine import GroupMachine, GroupPlan
+from p2pfl.gossip.grouping import weight_for
 from p2pfl.gossip.peer_machine import PeerMachine, Plan
 from p2pfl.gossip.secure_sum import MaskTerms
 from p2pfl.gossip.star_machine import StarMachine
 from p2pfl.learning.task import make_model, read_data
 from p2pfl.learning.trainer import Trainer
 from p2pfl.learning.vector import assign, flatten, load_model, notes, save_model
-from p2pfl.node.checkpoints import Checkpoints
+from p2pfl.node.checkpoints import Checkpoints, Mapped
 from p2pfl.node.discovery import sign_whereabouts
 from p2pfl.node.driver import Driver, Hooks
 from p2pfl.node.federation import HISTORY_FILE, MODEL_FILE, Federation, Home, open_federation, own_membership
@@ -119,6 +120,7 @@ class Peer:
     initial: Vector
     started: PeerStarted
     plan: Plan | GroupPlan
+    weight: int
 
     @classmethod
     def prepare(cls, home: Home) -> "Peer":
@@ -143,6 +145,7 @@ class Peer:
             clip_norm=terms.clip_norm,
             seed=home.config.seed,
         )
+        weight = weight_for(charter.averaging, len(data.train))
         load_model(federation.model_path, trainer.model)
         initial = flatten(trainer.model)
         plan = plan_of(charter, identity.peer_id)
@@ -157,17 +160,17 @@ class Peer:
         own = charter.security.channel == "suite"
         channel = ChannelTerms(charter.security.suite, charter.hash()) if own else None
         transport = Libp2pTransport(identity.seed(), charter.roster(), channel, relay=home.config.relay)
-        return cls(home, federation, transport, signer, trainer, initial, started, plan)
+        return cls(home, federation, transport, signer, trainer, initial, started, plan, weight)
 
     def machine(self, resume: Resume | None) -> Machine:
         """Return the peer's protocol, at its beginning or where a former life of the peer left off."""
         if isinstance(self.plan, GroupPlan):
             keyring = Keyring(self.signer, self.federation.charter)
             if self.plan.graph is None:
-                return GroupMachine(self.plan, keyring, self.initial, resume, self._masks())
+                return GroupMachine(self.plan, keyring, self.initial, resume, self._masks(), self.weight)
             settling = Plan.for_peer(self.federation.charter, PeerId(self.started.peer))
-            return StarMachine(self.plan, settling, keyring, self.initial, resume, self._masks())
-        return PeerMachine(self.plan, self.initial, resume)
+            return StarMachine(self.plan, settling, keyring, self.initial, resume, self._masks(), self.weight)
+        return PeerMachine(self.plan, self.initial, resume, self.weight)
 
     def _masks(self) -> MaskTerms | None:
         charter = self.federation.charter
@@ -241,9 +244,9 @@ class Peer:
 
         worker = LocalTraining(self.trainer, self.home.config.evaluate_every, life.trainer)
 
-        def persist(record: Record) -> None:
+        def persist(record: Record) -> Mapped | None:
             state = worker.state_before(record.round) if isinstance(record, Checkpoint) else None
-            life.checkpoints.persist(record, state)
+            return life.checkpoints.persist(record, state)
 
         try:
             return await self._drive(self.machine(life.resume), worker, Hooks(emit, keeper.adopt, persist))

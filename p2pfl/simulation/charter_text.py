@@ -42,6 +42,9 @@ def describe_charter(charter: Charter) -> Iterator[str]:
         yield f"masks     on: only sums are revealed; values up to {averaging.clip:g}"
     else:
         yield f"masks     off: {UNMASKED}"
+    if averaging.samples_max is not None:
+        least = f"at least {averaging.alpha_min:g}"
+        yield f"weights   by samples: 1 for {averaging.samples_max} of them, which is the most, {least} for fewer"
     yield f"topology  {averaging.topology}{_facts(charter)}"
     if averaging.masks == "on":
         yield from (f"sums      {line}" for line in describe_sums(charter))

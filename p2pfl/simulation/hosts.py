@@ -14,7 +14,7 @@ from p2pfl.core.ids import PeerId, Round
 from p2pfl.core.ledger import Checkpoint, Record, Uploading, Voted
 from p2pfl.core.machine import Machine, Payload, Vector
 from p2pfl.core.trace import Event
-from p2pfl.core.wire import Message
+from p2pfl.core.wire import MAX_WEIGHT, Message
 from p2pfl.simulation.liars import Sign
 
 FIRST_PAUSE, LONGEST_PAUSE, PENALTY, GRACE = 0.1, 30.0, 60.0, 1.0
@@ -177,6 +177,10 @@ class Host:
     def contribution(self) -> Vector | None:
         """Return what it averages in its round, where its machine tells."""
         return getattr(self.machine, "contribution", None)
+
+    def weight(self) -> int:
+        """Return its weight in an average, in units of 2^-16."""
+        return int(getattr(self.machine, "weight", MAX_WEIGHT))
 
     def undelivered(self) -> int:
         """Return how many messages are under way or queued on its fullest link."""

@@ -10,6 +10,7 @@ from itertools import product
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from p2pfl.core.errors import P2pflError
 from p2pfl.core.ids import Round
@@ -27,8 +28,13 @@ from p2pfl.core.machine import (
     SendBulk,
     Vector,
 )
-from p2pfl.core.statements import Roots, Statement, Vote
+from p2pfl.core.statements import Deal, Roots, Statement, Vote
 from p2pfl.core.wire import Chunk, Part, Proof, Told
+
+HEADER = 4
+"""Values in front of a chunk in the clear, the weight first."""
+Words = NDArray[np.int64]
+_Upload = Vector | tuple[int, Words] | None
 
 
 class InvariantViolated(P2pflError):
@@ -54,6 +60,9 @@ class Standing(Protocol):
 
     def contribution(self) -> Vector | None:
         """Return what it averages in its round, which masks hide on the wire; None where its machine does not tell."""
+
+    def weight(self) -> int:
+        """Return its weight in an average, in units of 2^-16."""
 
     def undelivered(self) -> int:
         """Return how many messages of it are under way or queued on its fullest link."""
@@ -203,9 +212,9 @@ class Bounds(Check):
 
 
 def weighted_average(chunks: Sequence[Vector]) -> Vector:
-    """Return what an aggregator makes of uploaded chunks, each float32 [weight, values...]: the same, of all.
+    """Return what an aggregator makes of uploaded chunks, each float32 [weight, ...]: the same, of all.
 
-    A second way to what `p2pfl.gossip.session.reduce` computes, to compare with.
+    A second way to what `p2pfl.gossip.chunks.reduce` computes, to compare with.
     """
     stacked = np.stack(chunks).astype(np.float64)
     total = stacked[:, 0].sum()
@@ -213,22 +222,65 @@ def weighted_average(chunks: Sequence[Vector]) -> Vector:
     return np.concatenate(([total], values)).astype(np.float32)
 
 
+@dataclass(frozen=True)
+class FixedPoint:
+    """The words of masked sums, a second way to what `p2pfl.crypto.ring` computes, to compare with.
+
+    Attributes:
+        clip: the largest |alpha x| that a word represents.
+        bits: of a word.
+    """
+
+    clip: float
+    bits: int = 32
+
+    def largest(self, members: int) -> int:
+        """Return the largest word of one member: a float32 holds it, and the sum of all fits into the ring."""
+        largest: int = (2 ** (self.bits - 1) - 1) // members
+        while int(np.float32(largest)) > largest or largest % 2 ** max(0, largest.bit_length() - 24):
+            largest -= 1
+        return largest
+
+    def words(self, values: Vector, weight: int, members: int) -> Words:
+        """Return what a member adds to a sum: int64, as many as values, float32."""
+        largest = self.largest(members)
+        exact = weight / 2**16 * largest / self.clip
+        factor = np.float32(exact)
+        if float(factor) > exact:
+            factor = np.nextafter(factor, np.float32(0))
+        words: Words = np.clip(np.rint(values * factor), -largest, largest).astype(np.int64)
+        return words
+
+    def average(self, words: Words, weight: int, members: int) -> Vector:
+        """Return what a sum of words means: float32, as many."""
+        return (words * (self.clip / self.largest(members) / (weight / 2**16))).astype(np.float32)
+
+    def read(self, result: Payload) -> tuple[int, int, Words]:
+        """Return a result's weight, its contributors, and its words."""
+        data = result.tobytes()
+        weight, canary = np.frombuffer(data, "<u4", 2).tolist()
+        return weight, canary % 2**16, np.frombuffer(data, f"<i{self.bits // 8}", offset=16).astype(np.int64)
+
+
 @dataclass
 class _Sums:
     """What is known of one session.
 
     Attributes:
-        members: how many chunks there are, one for each member that averages; 0 while unknown.
-        uploads: by chunk and uploader, all contents that it sent.
+        members: how many; 0 while unknown.
+        chunks: how many there are, one for each member that averages; 0 while unknown.
+        uploads: by chunk and uploader, all contents that it sent: a weight and words under masks, else a chunk in the
+            clear; None where a liar hides what it sends.
         survivors: every set that somebody voted for.
-        results: by chunk, once it was seen to be the average of the survivors' uploads.
+        results: by chunk, once it was seen to be the average of the survivors' uploads, with the average in it.
     """
 
     round: Round
     members: int = 0
-    uploads: dict[tuple[int, int], dict[bytes, Vector]] = field(default_factory=dict)
+    chunks: int = 0
+    uploads: dict[tuple[int, int], dict[bytes, _Upload]] = field(default_factory=dict)
     survivors: set[tuple[int, ...]] = field(default_factory=set)
-    results: dict[int, Vector] = field(default_factory=dict)
+    results: dict[int, tuple[bytes, Vector]] = field(default_factory=dict)
 
 
 class AveragesComputed(Check):
@@ -241,7 +293,7 @@ class AveragesComputed(Check):
     Args:
         initial: the common initial model, float32 [parameters].
         bounds: the first index of a chunk and the first after it, from (parameters, members, chunk).
-        tolerance: by which a result may be off beside float32: what a ring's fixed point rounds away.
+        words: of sums under masks, which must be right to the last bit.
         rounds: after which bases are no averages of sessions any more, but what neighbors make of them.
     """
 
@@ -251,11 +303,11 @@ class AveragesComputed(Check):
         self,
         initial: Vector,
         bounds: Callable[[int, int, int], tuple[int, int]],
-        tolerance: float = 1e-30,
+        words: FixedPoint = FixedPoint(1.0),
         rounds: float = math.inf,
     ) -> None:
         self._rounds = rounds
-        self._bounds, self._initial, self._tolerance = bounds, initial, tolerance
+        self._bounds, self._initial, self._words = bounds, initial, words
         self._sessions: dict[bytes, _Sums] = {}
         self._bases: dict[int, Vector] = {}
         self._released = {initial.tobytes()}
@@ -283,51 +335,60 @@ class AveragesComputed(Check):
         content = statement.content
         if isinstance(content, Vote):
             self._of(content.round, content.session).survivors.add(content.survivors)
+        elif isinstance(content, Deal):  # under masks, where the members have to be known with the first chunk
+            self._of(content.round, content.session).members = len(content.sealed)
         elif isinstance(content, Roots):
             sums = self._of(content.round, content.session)
-            sums.members = len(content.digests)
-            if sums.members == 1 and statement.signer == peer.place:  # a star's centre sends its own to nobody
-                plain = self._plain(peer, 0, 1)
-                sums.uploads.setdefault((0, peer.place), {})[plain.tobytes()] = plain
+            sums.chunks = len(content.digests)
+            if sums.chunks == 1 and statement.signer == peer.place:  # a star's centre sends its own to nobody
+                sums.uploads.setdefault((0, peer.place), {})[b""] = self._hidden(peer, 0, True, sums.members)
 
     def _chunk(self, peer: Standing, chunk: Chunk, payload: Payload) -> None:
         sums = self._of(chunk.round, chunk.session)
         if chunk.part is Part.UPLOAD:
-            plain = self._in_the_clear(peer, chunk, payload, sums.members)
-            sums.uploads.setdefault((chunk.chunk, peer.place), {})[plain.tobytes()] = plain
+            sent = sums.uploads.setdefault((chunk.chunk, peer.place), {})
+            whole = payload.nbytes >= self._initial.nbytes  # a star's only chunk
+            plain = np.asarray(payload, np.float32) if payload.dtype == np.float32 else None
+            sent[payload.tobytes()] = self._hidden(peer, chunk.chunk, whole, sums.members) if plain is None else plain
             return
-        payload = np.asarray(payload, np.float32)
         if chunk.chunk in sums.results:
-            if payload.tobytes() != sums.results[chunk.chunk].tobytes() and not peer.lying:
+            if payload.tobytes() != sums.results[chunk.chunk][0] and not peer.lying:
                 raise InvariantViolated(f"{peer.name} sends a second result of a chunk in round {chunk.round}")
         elif self._is_average(sums, chunk.chunk, payload):
-            sums.results[chunk.chunk] = payload
+            sums.results[chunk.chunk] = payload.tobytes(), self._average(payload, sums.members)
         elif not peer.lying:
             raise InvariantViolated(f"{peer.name} sends a result in round {chunk.round} that no uploads give")
 
-    def _in_the_clear(self, peer: Standing, chunk: Chunk, payload: Payload, members: int) -> Vector:
-        """Return an upload as float32 [weight, values...]; not a number where a liar hides what it sends."""
-        if payload.dtype == np.float32:
-            return np.asarray(payload, np.float32)
-        return self._plain(peer, chunk.chunk, members)
+    def _hidden(self, peer: Standing, chunk: int, whole: bool, members: int) -> _Upload:
+        """Return what a peer adds to a sum under masks, of a chunk or the whole; None where a liar hides it."""
+        vector = None if peer.lying else peer.contribution()
+        if vector is None:
+            return None
+        first, end = self._bounds(len(vector), 1 if whole else members, chunk)
+        return peer.weight(), self._words.words(vector[first:end], peer.weight(), members)
 
-    def _plain(self, peer: Standing, chunk: int, chunks: int) -> Vector:
-        """Return what a peer averages of a chunk, float32 [weight, values...]; not a number where a liar hides it."""
-        whole = None if peer.lying else peer.contribution()
-        if whole is None:
-            return np.full(1, np.nan, np.float32)
-        first, end = self._bounds(len(whole), chunks, chunk)
-        return np.concatenate(([1.0], whole[first:end])).astype(np.float32)
+    def _average(self, result: Payload, members: int) -> Vector:
+        if result.dtype == np.float32:
+            return np.asarray(result[HEADER:], np.float32)
+        weight, _, words = self._words.read(result)
+        return self._words.average(words, weight, members)
 
-    def _is_average(self, sums: _Sums, chunk: int, result: Vector) -> bool:
+    def _is_average(self, sums: _Sums, chunk: int, result: Payload) -> bool:
         for survivors in sorted(sums.survivors):
             contents = [sums.uploads.get((chunk, place), {}) for place in survivors]
             for uploads in product(*(each.values() for each in contents)):
-                if any(np.isnan(upload).all() for upload in uploads):
-                    return True
-                if np.allclose(weighted_average(uploads), result, rtol=1e-6, atol=self._tolerance):
+                if any(upload is None for upload in uploads) or self._is_sum(uploads, result):
                     return True
         return False
+
+    def _is_sum(self, uploads: Sequence[_Upload], result: Payload) -> bool:
+        masked = [upload for upload in uploads if isinstance(upload, tuple)]
+        plain = [upload for upload in uploads if isinstance(upload, np.ndarray)]
+        if result.dtype == np.float32:
+            return not masked and np.allclose(weighted_average(plain), result, rtol=1e-6, atol=1e-30)
+        weight, contributors, words = self._words.read(result)
+        weighs = weight == sum(alpha for alpha, _ in masked) and contributors == len(uploads)
+        return not plain and weighs and np.array_equal(sum(each for _, each in masked), words)
 
     def _checkpoint(self, peer: Standing, checkpoint: Checkpoint) -> None:
         if checkpoint.round > self._rounds:
@@ -349,17 +410,17 @@ class AveragesComputed(Check):
         """Return the averages of all sessions whose results are all known, and the initial model."""
         whole = {self._initial.tobytes()}
         for sums in self._sessions.values():
-            if sums.members and len(sums.results) == sums.members:
-                whole.add(np.concatenate([sums.results[chunk][1:] for chunk in range(sums.members)]).tobytes())
+            if sums.chunks and len(sums.results) == sums.chunks:
+                whole.add(np.concatenate([sums.results[chunk][1] for chunk in range(sums.chunks)]).tobytes())
         return whole
 
     def _replaced(self, base: Vector, before: Vector | None, sums: _Sums) -> bool:
         """Return whether each chunk of `base` is a result of the session, or, where there is one, that of `before`."""
-        for chunk in range(sums.members):
-            part = slice(*self._bounds(len(base), sums.members, chunk))
+        for chunk in range(sums.chunks):
+            part = slice(*self._bounds(len(base), sums.chunks, chunk))
             result = sums.results.get(chunk)
-            computed = result is not None and base[part].tobytes() == result[1:].tobytes()
+            computed = result is not None and base[part].tobytes() == result[1].tobytes()
             kept = before is not None and base[part].tobytes() == before[part].tobytes()
             if not (computed or kept):
                 return False
-        return sums.members > 0
+        return sums.chunks > 0

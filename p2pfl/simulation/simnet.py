@@ -15,6 +15,7 @@ from typing import Any
 
 from p2pfl.core.errors import Malformed, P2pflError, RemoteError, RoundFailed
 from p2pfl.core.ids import Seconds
+from p2pfl.core.ledger import Checkpoint
 from p2pfl.core.machine import (
     AcceptBulk,
     Adopt,
@@ -336,8 +337,10 @@ class Network:
 
     def _written(self, peer: Host, life: int, effect: Persist) -> None:
         if peer.life == life:
-            self._keep(peer, peer.writing.popleft())
-            self._deliver(peer, life, Persisted(effect.key))
+            record = peer.writing.popleft()
+            self._keep(peer, record)
+            base = peer.disk.checkpoint.base if isinstance(record, Checkpoint) and peer.disk.checkpoint else None
+            self._deliver(peer, life, Persisted(effect.key, base))
 
     def _keep(self, peer: Host, record: Any) -> None:
         peer.disk.write(record)

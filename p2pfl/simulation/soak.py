@@ -33,11 +33,19 @@ from p2pfl.core.machine import Machine, Vector
 from p2pfl.crypto.suite import suite
 from p2pfl.gossip.chunks import bounds
 from p2pfl.gossip.group_machine import GroupMachine, GroupPlan
+from p2pfl.gossip.grouping import weight_for
 from p2pfl.gossip.peer_machine import Plan
 from p2pfl.gossip.secure_sum import MaskTerms
 from p2pfl.gossip.star_machine import StarMachine
 from p2pfl.simulation.faults import MIXES, Schedule, decode_schedule, encode_schedule, shrink
-from p2pfl.simulation.invariants import AveragesComputed, Bounds, InvariantViolated, OffersAnswered, SpentOnce
+from p2pfl.simulation.invariants import (
+    AveragesComputed,
+    Bounds,
+    FixedPoint,
+    InvariantViolated,
+    OffersAnswered,
+    SpentOnce,
+)
 from p2pfl.simulation.simnet import Disk, Network, PeerSpec, SimulatedKeyring
 
 HORIZON = 6.0
@@ -69,6 +77,7 @@ class Case:
         rounds: with local training.
         words: the vector's length.
         masked: whether updates are hidden in the sums.
+        weighted: whether members weigh by samples: the i-th of n has i + 1 of at most n.
         says: what went wrong when the case was kept; for readers.
     """
 
@@ -81,6 +90,7 @@ class Case:
     words: int = 64
     masked: bool = False
     topology: str = "groups"
+    weighted: bool = False
     says: str = ""
 
     def schedule(self) -> Schedule:
@@ -88,7 +98,15 @@ class Case:
         return self.faults if self.faults is not None else MIXES[self.mix](self.seed, self.peers, HORIZON)
 
 
-def _charter(peers: int, group: int, rounds: int, words: int, masks: Literal["on", "off"], topology: Any) -> Charter:
+def _charter(
+    peers: int,
+    group: int,
+    rounds: int,
+    words: int,
+    masks: Literal["on", "off"],
+    topology: Any,
+    samples_max: int | None,
+) -> Charter:
     settle = 10 if topology == "groups" else 100
     members = tuple(
         Member(name=f"m{place:0{len(str(peers - 1))}}", peer_id=f"peer-{place}", addresses=("/memory",))
@@ -99,7 +117,14 @@ def _charter(peers: int, group: int, rounds: int, words: int, masks: Literal["on
         task=TaskTerms(source="digits", sha256="0" * 64),
         model=ModelTerms(file="m.safetensors", sha256="0" * 64, parameters=words),
         training=TrainingTerms(rounds=rounds, local_steps=LOCAL_STEPS, window=2.0),
-        averaging=AveragingTerms(topology=topology, masks=masks, group_size=group, settle_rounds=settle),
+        averaging=AveragingTerms(
+            topology=topology,
+            masks=masks,
+            group_size=group,
+            settle_rounds=settle,
+            weights="equal" if samples_max is None else "samples",
+            samples_max=samples_max,
+        ),
         deadlines=Deadlines(start=10.0, round=8.0, heartbeat=2.0, silence=6.0),
         members=members,
     )
@@ -107,16 +132,19 @@ def _charter(peers: int, group: int, rounds: int, words: int, masks: Literal["on
 
 @lru_cache(maxsize=8)
 def _plans(
-    peers: int, group: int, rounds: int, words: int, topology: str, *, masked: bool
-) -> tuple[tuple[GroupPlan, ...], tuple[Plan, ...]]:
-    charter = _charter(peers, group, rounds, words, "on" if masked else "off", topology)
+    peers: int, group: int, rounds: int, words: int, topology: str, *, masked: bool, weighted: bool
+) -> tuple[tuple[GroupPlan, ...], tuple[Plan, ...], tuple[int, ...]]:
+    masks: Literal["on", "off"] = "on" if masked else "off"
+    charter = _charter(peers, group, rounds, words, masks, topology, peers if weighted else None)
     settling = () if topology == "groups" else tuple(Plan.for_peer(charter, peer) for peer in charter.roster())
-    return tuple(GroupPlan.for_peer(charter, peer) for peer in charter.roster()), settling
+    weights = tuple(weight_for(charter.averaging, place + 1) for place in range(peers))
+    return tuple(GroupPlan.for_peer(charter, peer) for peer in charter.roster()), settling, weights
 
 
-def plans_of(case: Case) -> tuple[tuple[GroupPlan, ...], tuple[Plan, ...]]:
-    """Return each peer's plan of the rounds, and on an overlay of the settling after them."""
-    return _plans(case.peers, case.group, case.rounds, case.words, case.topology, masked=case.masked)
+def plans_of(case: Case) -> tuple[tuple[GroupPlan, ...], tuple[Plan, ...], tuple[int, ...]]:
+    """Return each peer's plan of the rounds, on an overlay that of the settling after them, and each peer's weight."""
+    shape = (case.peers, case.group, case.rounds, case.words, case.topology)
+    return _plans(*shape, masked=case.masked, weighted=case.weighted)
 
 
 def standard_network(case: Case, *, strict: bool | None = None, log: bool = False) -> Network:
@@ -127,24 +155,23 @@ def standard_network(case: Case, *, strict: bool | None = None, log: bool = Fals
         strict: whether messages are encoded and decoded; by default for some seeds.
         log: whether to keep what happens.
     """
-    plans, settling = plans_of(case)
+    plans, settling, weights = plans_of(case)
     initial = np.zeros(case.words, np.float32)
-    tolerance = CLIP / 2**24 if case.masked else 1e-30
     last = case.rounds if settling else math.inf
     initial.flags.writeable = False
     return Network(
-        [_spec(plan, settling[plan.me] if settling else None, initial, case) for plan in plans],
+        [_spec(plan, settling[plan.me] if settling else None, weights[plan.me], initial, case) for plan in plans],
         case.schedule(),
         case.seed,
         charter=plans[0].charter,
-        checks=[SpentOnce(), OffersAnswered(), Bounds(), AveragesComputed(initial, bounds, tolerance, last)],
+        checks=[SpentOnce(), OffersAnswered(), Bounds(), AveragesComputed(initial, bounds, FixedPoint(CLIP), last)],
         strict=case.seed % STRICT_EVERY == 0 if strict is None else strict,
         log=log,
         quorum=plans[0].least,
     )
 
 
-def _spec(plan: GroupPlan, settling: Plan | None, initial: Vector, case: Case) -> PeerSpec:
+def _spec(plan: GroupPlan, settling: Plan | None, weight: int, initial: Vector, case: Case) -> PeerSpec:
     entropy = random.Random(f"{case.seed}/entropy/{plan.me}")  # noqa: S311 - a simulation's entropy is drawn from its seed
     masks = MaskTerms(suite("aes"), 32, CLIP, entropy.randbytes) if case.masked else None
     keyring = SimulatedKeyring(SECRET, plan.me, len(plan.roster))
@@ -153,8 +180,8 @@ def _spec(plan: GroupPlan, settling: Plan | None, initial: Vector, case: Case) -
         last = disk.checkpoint or Checkpoint(Round(0), initial, None)
         known = resume(last, disk.records) if disk.checkpoint or disk.records else None
         if settling is not None:
-            return StarMachine(plan, settling, keyring, initial, known, masks)
-        return GroupMachine(plan, keyring, initial, known, masks)
+            return StarMachine(plan, settling, keyring, initial, known, masks, weight)
+        return GroupMachine(plan, keyring, initial, known, masks, weight)
 
     peer = plan.roster[plan.me]
     others = tuple(plan.roster[place] for place in plan.neighbors)

@@ -31,6 +31,8 @@ def charter_values() -> dict[str, Any]:
             "colluders": 1,
             "topology_seed": 0,
             "masks": "off",
+            "weights": "equal",
+            "alpha_min": 0.5,
             "clip": 64.0,
             "tolerance": 1e-6,
             "settle_rounds": 500,

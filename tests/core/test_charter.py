@@ -35,10 +35,11 @@ OTHER: dict[str, Any] = {
     "topology": "complete",
     "masks": "on",
     "salt_commitment": "f" * 64,
+    "alpha_min": 0.25,
     "peer_id": "12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN",
 }
-ONLY_ONE = {("training", "algorithm"), ("averaging", "regroup")}
-"""Terms that have one value so far, or on a ring: in the hash by `terms`, which the test below looks at."""
+ONLY_ONE = {("training", "algorithm"), ("averaging", "regroup"), ("averaging", "weights")}
+"""Terms with one value, or only one beside these others: in the hash by `terms`, which a test below looks at."""
 
 TERMS = [path for path in leaves(charter_values()) if path[0] not in ("signatures", "salts")]
 
@@ -98,6 +99,21 @@ def test_a_default_hashes_as_if_it_were_written() -> None:
     written = charter_values()
     written["averaging"] |= {"topology": "groups", "masks": "on"}
     assert read(values).hash() == read(written).hash()
+
+
+def test_weights_by_samples_need_to_know_the_most_of_them() -> None:
+    values = charter_values()
+    hashes = {read(values).hash()}
+    for most in (100, 101):
+        values["averaging"] |= {"weights": "samples", "samples_max": most}
+        hashes.add(read(values).hash())
+    assert len(hashes) == 3
+    del values["averaging"]["samples_max"]
+    with pytest.raises(InvalidConfig, match="samples_max is missing; set it to the most that a member has"):
+        read(values)
+    values["averaging"] |= {"weights": "equal", "samples_max": 100}
+    with pytest.raises(InvalidConfig, match="samples_max means something only with weights = samples"):
+        read(values)
 
 
 def test_the_hash_of_an_example_is_pinned() -> None:

@@ -105,11 +105,11 @@ def test_an_address_record_at_its_largest_fits() -> None:
 def test_the_bytes_of_a_header_are_pinned() -> None:
     update = Update(CHARTER, Round(7), 4096, 0.5, True)
     assert encode_header(update).hex() == (
-        "0033"  # 51 bytes of header
-        "97" "02" "02"  # seven fields: version, kind
+        "0038"  # 56 bytes of header
+        "98" "03" "02"  # eight fields: version, kind
         f"c420{CHARTER.hex()}"  # the charter's hash
         "07" "cd1000"  # round, length
-        "cb3fe0000000000000" "c3"  # spread, complete
+        "cb3fe0000000000000" "c3" "ce00010000"  # spread, complete, weight
     )  # fmt: skip
     assert digest(b"abc") == hashlib.sha256(b"abc").digest()
 
@@ -130,7 +130,7 @@ def record(**changed: object) -> bytes:
     return packed(VERSION, Whereabouts.kind, CHARTER, 0, *fields.values())
 
 
-OK = (VERSION, Update.kind, CHARTER, 3, 8, 0.5, False)
+OK = (VERSION, Update.kind, CHARTER, 3, 8, 0.5, False, 1)
 WRONG: dict[str, bytes] = {
     "nothing": b"",
     "reserved-byte": b"\xc1",
@@ -159,6 +159,9 @@ WRONG: dict[str, bytes] = {
     "hello-with-more": packed(VERSION, Hello.kind, CHARTER, 3, 8),
     "update-without-spread": packed(*OK[:5]),
     "update-with-more": packed(*OK, 1),
+    "update-without-weight": packed(*OK[:-1]),
+    "weight-is-zero": packed(*OK[:-1], 0),
+    "weight-too-high": packed(*OK[:-1], 2**16 + 1),
     "charter-is-text": packed(VERSION, Hello.kind, "a" * 32, 3),
     "charter-is-short": packed(VERSION, Hello.kind, CHARTER[:31], 3),
     "charter-is-long": packed(VERSION, Hello.kind, CHARTER + b"x", 3),
@@ -185,14 +188,14 @@ WRONG: dict[str, bytes] = {
     "round-is-a-bool": packed(VERSION, Hello.kind, CHARTER, True),
     "round-is-a-float": packed(VERSION, Hello.kind, CHARTER, 3.0),
     "round-is-text": packed(VERSION, Hello.kind, CHARTER, "3"),
-    "negative-length": packed(*OK[:4], -4, 0.5),
-    "length-too-high": packed(*OK[:4], MAX_PAYLOAD_BYTES + 1, 0.5),
-    "length-is-a-bool": packed(*OK[:4], True, 0.5),
-    "spread-is-nan": packed(*OK[:5], math.nan),
-    "spread-is-infinite": packed(*OK[:5], math.inf),
-    "negative-spread": packed(*OK[:5], -0.5),
-    "spread-is-an-int": packed(*OK[:5], 1),
-    "spread-is-a-bool": packed(*OK[:5], True),
+    "negative-length": packed(*OK[:4], -4, 0.5, *OK[6:]),
+    "length-too-high": packed(*OK[:4], MAX_PAYLOAD_BYTES + 1, 0.5, *OK[6:]),
+    "length-is-a-bool": packed(*OK[:4], True, 0.5, *OK[6:]),
+    "spread-is-nan": packed(*OK[:5], math.nan, *OK[6:]),
+    "spread-is-infinite": packed(*OK[:5], math.inf, *OK[6:]),
+    "negative-spread": packed(*OK[:5], -0.5, *OK[6:]),
+    "spread-is-an-int": packed(*OK[:5], 1, *OK[6:]),
+    "spread-is-a-bool": packed(*OK[:5], True, *OK[6:]),
     "spread-of-32-bits": packed(*OK[:5]).replace(b"\x95", b"\x96", 1) + b"\xca\x3f\x00\x00\x00",
     "round-in-more-bytes": with_round(b"\xcc\x03"),
     "round-in-eight-bytes": with_round(b"\xcf" + bytes(7) + b"\x03"),
@@ -220,7 +223,7 @@ def test_what_is_no_header_is_malformed(header: bytes) -> None:
 
 
 def test_the_wrong_ones_are_wrong_in_one_place_only() -> None:
-    assert decode_header(packed(*OK)) == Update(CHARTER, Round(3), 8, 0.5, False)
+    assert decode_header(packed(*OK)) == Update(CHARTER, Round(3), 8, 0.5, False, 1)
     assert decode_header(packed(VERSION, Hello.kind, CHARTER, 3)) == Hello(CHARTER, Round(3))
     assert decode_header(record()) == Whereabouts(CHARTER, Round(0), "ant", 1, ("/a",), bytes(SIGNATURE_BYTES))
 

@@ -24,7 +24,7 @@ from p2pfl.crypto.masks import (
     self_key,
     unmask,
 )
-from p2pfl.crypto.ring import HEADER_BYTES, WEIGHT_ONE, Floats, Layout, Ring, decode_into, read_weight
+from p2pfl.crypto.ring import HEADER_BYTES, WEIGHT_ONE, Floats, Layout, Ring, decode_into, read_header
 from p2pfl.crypto.suite import CipherSuite, available_providers, suite
 
 SID = bytes(range(32))
@@ -169,7 +169,7 @@ def verify_sum(s: Session, survivors: Sequence[int], **how: Any) -> None:
             exact += np.clip(alpha * values.astype(np.float64), -s.ring.clip, s.ring.clip)
         unmask(s.suite, s.layout, index, total, leftovers, **how)
         assert np.array_equal(np.frombuffer(total, s.ring.signed, offset=HEADER_BYTES), expected)
-        assert read_weight(total, contributors) == weights
+        assert read_header(total, contributors, s.ring.members).weight == weights
         decoded = np.empty(chunk.count, np.float32)
         decode_into(s.ring, total, contributors, 1.0, decoded)
         assert np.abs(decoded - exact).max(initial=0) <= s.ring.error_bound(contributors) * (1 + 1e-12)
@@ -221,7 +221,7 @@ def test_the_sum_is_exact_when_everybody_is_at_the_clip(bits: int, members: int,
     unmask(s.suite, s.layout, 0, total, s.leftovers(s.peers))
     words = np.frombuffer(total, s.ring.signed, offset=HEADER_BYTES)
     assert words.tolist() == [int(np.sign(value)) * members * s.ring.largest for value in values]
-    assert read_weight(total, members) == members * WEIGHT_ONE
+    assert read_header(total, members, s.ring.members).weight == members * WEIGHT_ONE
 
 
 @pytest.mark.parametrize("bits", [16, 32])
@@ -232,7 +232,7 @@ def test_a_mask_left_in_the_sum_shows_in_its_header(bits: int) -> None:
         add_chunk(s.ring, total, whole(s.masked(i), 0))
     unmask(s.suite, s.layout, 0, total, s.leftovers(s.peers)[1:])
     with pytest.raises(RemoteError, match="a mask is left in it"):
-        read_weight(total, 3)
+        read_header(total, 3, s.ring.members)
 
 
 # Blocks, parts and threads

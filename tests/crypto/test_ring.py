@@ -14,9 +14,10 @@ from p2pfl.crypto.ring import (
     WEIGHT_ONE,
     Layout,
     Ring,
+    Totals,
     decode_into,
     header_of,
-    read_weight,
+    read_header,
     verify_clipped,
     weight_of,
 )
@@ -260,9 +261,10 @@ def summed(*headers: bytes) -> bytes:
 
 def test_the_sum_of_headers_tells_the_weight() -> None:
     assert header_of(WEIGHT_ONE).hex() == "00000100" + "01000000" + "00" * 8
-    assert read_weight(summed(header_of(1), header_of(WEIGHT_ONE), header_of(500)), 3) == WEIGHT_ONE + 501
+    assert read_header(summed(header_of(1), header_of(WEIGHT_ONE), header_of(500)), 3, 3).weight == WEIGHT_ONE + 501
     # the most members that a ring of 32 bits admits, all of weight one
-    assert read_weight(struct.pack("<4I", 65_535 * WEIGHT_ONE, 65_535, 0, 0), 65_535) == 65_535 * WEIGHT_ONE
+    most = read_header(struct.pack("<4I", 65_535 * WEIGHT_ONE, 65_535, 0, 0), 65_535, 65_535)
+    assert most == Totals(65_535 * WEIGHT_ONE)
 
 
 WRONG_HEADERS: dict[str, Any] = {
@@ -277,12 +279,12 @@ WRONG_HEADERS: dict[str, Any] = {
 @pytest.mark.parametrize("words", WRONG_HEADERS.values(), ids=WRONG_HEADERS.keys())
 def test_a_wrong_header_is_found(words: tuple[int, ...]) -> None:
     with pytest.raises(RemoteError, match="header of a sum of 2 chunks is wrong"):
-        read_weight(struct.pack("<4I", *words), 2)
+        read_header(struct.pack("<4I", *words), 2, 8)
 
 
 def test_a_sum_without_a_header_is_refused() -> None:
     with pytest.raises(RemoteError, match="15 bytes has no header"):
-        read_weight(bytes(15), 1)
+        read_header(bytes(15), 1, 1)
 
 
 @pytest.mark.parametrize("bits", [16, 32])

@@ -29,6 +29,25 @@ def test_every_overlay_is_connected_and_mixes_without_moving_the_mean(name: str,
     assert links == {(i, j) for a, b in graph.edges for i, j in ((a, b), (b, a))}
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(ANY_SIZE), st.lists(st.floats(0.01, 1.0), min_size=2, max_size=24))
+def test_unequal_weights_are_kept_by_mixing_and_are_where_it_ends(name: str, alphas: list[float]) -> None:
+    graph = overlay(name, len(alphas), 0)
+    matrix = metropolis_hastings(graph, alphas)
+    assert (matrix >= -1e-15).all()
+    np.testing.assert_allclose(matrix.sum(axis=1), 1, atol=1e-12)
+    flow = np.array(alphas)[:, None] * matrix
+    np.testing.assert_allclose(flow, flow.T, atol=1e-12)
+    limit = np.linalg.matrix_power(matrix, 1 << 30)
+    np.testing.assert_allclose(limit, np.tile(np.array(alphas) / sum(alphas), (len(alphas), 1)), atol=1e-6)
+
+
+def test_equal_alphas_give_the_symmetric_matrix() -> None:
+    graph = overlay("random-regular", 12, 3)
+    graph.remove_edge(*next(iter(graph.edges)))
+    np.testing.assert_array_equal(metropolis_hastings(graph, [0.7] * 12), metropolis_hastings(graph))
+
+
 @pytest.mark.parametrize("n", [3, 4, 5, 8, 17])
 def test_a_ring_has_the_gap_of_circulant_algebra(n: int) -> None:
     beta = max(abs(1 / 3 + 2 / 3 * np.cos(2 * np.pi * k / n)) for k in range(1, n))

@@ -98,12 +98,19 @@ def quantized(value: float, members: int) -> int:
     return max(-largest, min(largest, rounded))
 
 
+def header(members: int) -> list[int]:
+    """Weight 1; a canary of 1, and that a loss is told; the loss of 0.5 of at most 1024, 2 steps of at most 2^20."""
+    largest = (2**31 - 1) // members
+    return [2**16, 1 + 2**16, round(0.5 / 1024 * largest), round(2 / 2**20 * largest)]
+
+
 def masked(pump: Watched, who: int, round: Round, chunk: int) -> bytes:
     """Return what member `who` must have sent of a chunk."""
     mine = pump.seen[who, round]
     members, values = mine.members, len(mine.vector)
     first, end = chunk * values // len(members), (chunk + 1) * values // len(members)
-    words = [2**16, 1, 0, 0, *(quantized(value, len(members)) % WORD for value in mine.vector[first:end])]
+    values_words = (quantized(value, len(members)) % WORD for value in mine.vector[first:end])
+    words = [*header(len(members)), *values_words]
     longest = 16 + 4 * -(-values // len(members))
     position = chunk * (-(-longest // 16) * 16)
     keys = [(hkdf(mine.seed, mine.session, canonical(["p2pfl/self-mask/1", "aes"])), 1)]

@@ -7,6 +7,7 @@ import shutil
 import stat
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -303,9 +304,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path: Path
         ("it was cut short, or is damaged", content + b"\0"),
         ("it was cut short, or is damaged", content.replace(b'"parameters": 100', b'"parameters": 900')),
         ("content is not what its SHA-256 says", content[:-1] + bytes([content[-1] ^ 1])),
-        ("content is not what its SHA-256 says", content[:400] + bytes([content[400] ^ 16]) + content[401:]),
+        ("content is not what its SHA-256 says", content[:700] + bytes([content[700] ^ 16]) + content[701:]),
         ("content is not what its SHA-256 says", content.replace(b'"round": 5', b'"round": 6')),
-        ("is of format 9, this p2pfl reads 1", content.replace(b'"format": 1', b'"format": 9')),
+        ("is of format 9, this p2pfl reads 2", content.replace(b'"format": 2', b'"format": 9')),
         ("is the one of round 4 under another's name", (newest.parent / "round-4.checkpoint").read_bytes()),
     ]
     for number, (reason, damaged) in enumerate(damages):
@@ -580,11 +581,41 @@ def test_a_ledger_that_cannot_be_used_stops_the_start(
     assert "\n" not in str(caught.value)
 
 
+def test_base_and_results_are_handed_back_as_the_file_holds_them_and_outlive_it(tmp_path: Path) -> None:
+    store = opened(tmp_path).checkpoints
+    results = (np.arange(20, dtype=np.uint8), np.arange(24, dtype=np.uint8))
+    kept = checkpoint(1)
+    mapped = store.persist(replace(kept, results=results))
+    assert mapped is not None
+    assert store.persist(uploading(1)) is None
+    for number in range(2, 9):  # pruned by now
+        store.persist(checkpoint(number))
+    assert not (tmp_path / "round-1.checkpoint").exists()
+    np.testing.assert_array_equal(mapped.base, kept.base)
+    assert mapped.results.tobytes() == b"".join(each.tobytes() for each in results)
+    assert mapped.base.dtype == np.float32
+    assert mapped.base.ctypes.data % 64 == 0
+    assert not (mapped.base.flags.writeable or mapped.base.flags.owndata or mapped.results.flags.writeable)
+    store.close()
+
+
+def test_a_checkpoint_with_results_comes_back_without_them(tmp_path: Path) -> None:
+    store = opened(tmp_path).checkpoints
+    kept = checkpoint(3)
+    store.persist(replace(kept, results=(np.ones(3 << 20, np.uint8),)), trainer_at(3))
+    store.close()
+    found = opened(tmp_path)
+    assert found.resume is not None
+    verify_same(found.resume.checkpoint, kept)
+    assert found.trainer == trainer_at(3)
+    found.checkpoints.close()
+
+
 def test_another_format_is_not_guessed_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FORMAT", 2)
+    monkeypatch.setattr(module, "FORMAT", 3)
     live(tmp_path, range(2))
     monkeypatch.undo()
-    with pytest.raises(InvalidConfig, match="is of format 2, this p2pfl reads 1; use the version that wrote it"):
+    with pytest.raises(InvalidConfig, match="is of format 3, this p2pfl reads 2; use the version that wrote it"):
         opened(tmp_path)
 
 
@@ -643,8 +674,8 @@ def test_the_head_of_a_checkpoint_can_be_read_by_a_person(tmp_path: Path) -> Non
     content = (tmp_path / "round-2.checkpoint").read_bytes()
     head = json.JSONDecoder().raw_decode(content[content.index(b"{") :].decode("latin-1"))[0]
     assert head == {
-        "format": 1, "charter": CHARTER.hex(), "peer": PEER, "round": 2, "records": 4, "parameters": SIZE,
-        "update": True, "released": -1, "trainer": len(trainer_at(2)),
+        "format": 2, "charter": CHARTER.hex(), "peer": PEER, "round": 2, "records": 4, "parameters": SIZE,
+        "update": True, "released": -1, "results": 0, "trainer": len(trainer_at(2)),
     }  # fmt: skip
 
 

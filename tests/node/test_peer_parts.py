@@ -5,13 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
+from p2pfl.core.errors import InvalidConfig
 from p2pfl.core.ids import Round
 from p2pfl.core.machine import Vector
+from p2pfl.crypto.ring import WEIGHT_ONE
 from p2pfl.node.discovery import verify_whereabouts
 from p2pfl.node.federation import Home
+from p2pfl.node.launcher import create_federation
 from p2pfl.node.peer import LocalTraining, Peer
-from tests.node.homes import make_folders
+from tests.node.homes import TASK, make_folders
 
 
 class Counting:
@@ -56,3 +60,15 @@ def test_only_a_peer_that_announces_other_addresses_than_the_charters_signs_a_re
 
 def replace_announce(home: Home, addresses: tuple[str, ...]) -> Home:
     return replace(home, config=home.config.model_copy(update={"announce": addresses}))
+
+
+def test_a_peer_counts_its_training_samples_and_does_not_start_with_too_many(tmp_path: Path) -> None:
+    made = {}
+    for most in (3, 8):
+        terms = {"averaging": {"topology": "complete", "weights": "samples", "samples_max": most}}
+        (tmp_path / f"{most}").mkdir()
+        (tmp_path / f"{most}" / "own.py").write_text(TASK.format(inputs=3).replace("Größe", "Own"))
+        made[most] = create_federation(tmp_path / f"{most}", "own.py:Own", terms, [{}, {}], seed=0).homes[0]
+    assert Peer.prepare(made[8]).weight == WEIGHT_ONE // 2
+    with pytest.raises(InvalidConfig, match=r"^this peer trains on 4 samples, and .* is 3; agree on a charter"):
+        Peer.prepare(made[3])

@@ -606,20 +606,20 @@ def test_a_result_is_the_average_of_uploads_and_a_base_is_made_of_results() -> N
     roots = Roots(Round(0), SESSION, (bytes(32), bytes(32)))
     step(check, Send(PeerId("p0"), Told(CHARTER, Round(0), Statement(1, b"", b"", roots))))
     for number in (0, 1):
-        step(check, upload(values=words(1, 2 + number), number=number), owner=first)
-        step(check, upload(values=words(3, 6 + number), number=number), owner=second)
+        step(check, upload(values=words(1, 0, 0, 0, 2 + number), number=number), owner=first)
+        step(check, upload(values=words(3, 0, 0, 0, 6 + number), number=number), owner=second)
     with pytest.raises(InvariantViolated, match="no uploads give"):
-        step(check, result(0, words(4, 5)))  # nobody voted
+        step(check, result(0, words(4, 0, 0, 0, 5)))  # nobody voted
     step(check, vote((0, 1)))
     assert weighted_average([words(1, 2), words(3, 6)]).tolist() == [4, 5]
     with pytest.raises(InvariantViolated, match="no uploads give"):
-        step(check, result(0, words(4, 5.01)))
-    step(check, result(0, words(4, 5)))
+        step(check, result(0, words(4, 0, 0, 0, 5.01)))
+    step(check, result(0, words(4, 0, 0, 0, 5)))
     step(check, base(words(0, 0)))
     step(check, base(words(5, 0)))  # the other chunk is lost
     with pytest.raises(InvariantViolated, match="nobody computed"):
         step(check, base(words(5, 6)), owner=first)
-    step(check, result(1, words(4, 6)))
+    step(check, result(1, words(4, 0, 0, 0, 6)))
     step(check, base(words(5, 6)), owner=second)
 
 

@@ -95,6 +95,14 @@ def test_without_faults_all_agree() -> None:
         assert not any(peer.error for peer in net.peers)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("seed", range(2))
+def test_members_that_weigh_by_samples_get_through_faults_and_adopt_what_follows_from_the_uploads(
+    seed: int, masked: bool
+) -> None:
+    assert run_case(Case(seed, masked=masked, weighted=True)) == ""
+
+
 # Faults planted in the protocol are found
 
 
@@ -297,7 +305,7 @@ def test_a_real_peer_s_trace_is_told_too() -> None:
     assert list(tell(lines)) == [
         "1000.000  evaluated(rounds=0, metrics={loss: 2})",
         "1001.000  round(round=1, seconds=0.5, heard=[b], absent={c: late}, loss=0.25, spread=0, settling=False, "
-        "attempt=0, steps=0)",
+        "attempt=0, steps=0, weight=0, clipped=0)",
     ]
     assert len(list(tell(lines, round=1))) == 1
 
