@@ -35,8 +35,8 @@ from p2pfl.gossip.chunks import bounds
 from p2pfl.gossip.group_machine import GroupMachine, GroupPlan
 from p2pfl.gossip.secure_sum import MaskTerms
 from p2pfl.simulation.faults import MIXES, Schedule, decode_schedule, encode_schedule, shrink
-from p2pfl.simulation.invariants import AveragesComputed, Bounds, InvariantViolated, OffersAnswered, SpentOnce
-from p2pfl.simulation.simnet import Disk, Network, PeerSpec, SimulatedKeyring
+from p2pfl.simulation.invariants import AveragesComputed, Bounds, Check, InvariantViolated, OffersAnswered, SpentOnce
+from p2pfl.simulation.simnet import Director, Disk, Network, PeerSpec, SimulatedKeyring
 
 HORIZON = 6.0
 """Virtual seconds within which faults befall the standard network: somewhat longer than it runs without any."""
@@ -101,20 +101,30 @@ def _charter(peers: int, group: int, rounds: int, words: int, masks: Literal["on
 
 
 @lru_cache(maxsize=8)
-def _plans(peers: int, group: int, rounds: int, words: int, *, masked: bool) -> tuple[GroupPlan, ...]:
+def group_plans(peers: int, group: int, rounds: int, words: int, *, masked: bool) -> tuple[GroupPlan, ...]:
+    """Return every peer's plan of the standard network, by place; the arguments are as in `Case`."""
     charter = _charter(peers, group, rounds, words, "on" if masked else "off")
     return tuple(GroupPlan.for_peer(charter, peer) for peer in charter.roster())
 
 
-def standard_network(case: Case, *, strict: bool | None = None, log: bool = False) -> Network:
+def standard_network(
+    case: Case,
+    *,
+    strict: bool | None = None,
+    log: bool = False,
+    director: Director | None = None,
+    checks: Sequence[Check] = (),
+) -> Network:
     """Return the network of a case, ready to run.
 
     Args:
         case: what to run.
         strict: whether messages are encoded and decoded; by default for some seeds.
         log: whether to keep what happens.
+        director: adds faults at what peers do.
+        checks: further rules.
     """
-    plans = _plans(case.peers, case.group, case.rounds, case.words, masked=case.masked)
+    plans = group_plans(case.peers, case.group, case.rounds, case.words, masked=case.masked)
     initial = np.zeros(case.words, np.float32)
     tolerance = CLIP / 2**24 if case.masked else 1e-30
     initial.flags.writeable = False
@@ -123,10 +133,11 @@ def standard_network(case: Case, *, strict: bool | None = None, log: bool = Fals
         case.schedule(),
         case.seed,
         charter=plans[0].charter,
-        checks=[SpentOnce(), OffersAnswered(), Bounds(), AveragesComputed(initial, bounds, tolerance)],
+        checks=[SpentOnce(), OffersAnswered(), Bounds(), AveragesComputed(initial, bounds, tolerance), *checks],
         strict=case.seed % STRICT_EVERY == 0 if strict is None else strict,
         log=log,
         quorum=plans[0].least,
+        director=director,
     )
 
 
@@ -233,11 +244,12 @@ def run_seeds(
 ) -> list[Failure]:
     """Run the standard network under each seed, on all cores, and return those that went wrong."""
     cases = [Case(seed, mix, group=group, masked=masked) for seed in seeds]
-    with _pool(processes) as pool:
+    with worker_pool(processes) as pool:
         return [failure for batch in pool.map(run_cases, _batches(cases)) for failure in batch]
 
 
-def _pool(processes: int | None = None) -> ProcessPoolExecutor:
+def worker_pool(processes: int | None = None) -> ProcessPoolExecutor:
+    """Return processes, one for each core by default, that leave Ctrl-C to this one."""
     # Ctrl-C is for the parent alone, which then ends the others.
     ignored = (signal.SIGINT, signal.SIG_IGN)
     return ProcessPoolExecutor(processes, get_context("spawn"), initializer=signal.signal, initargs=ignored)
@@ -259,7 +271,7 @@ def soak(seconds: float, folder: Path, say: Callable[[str], None], *, seed: int,
     """
     ends = time.monotonic() + seconds if seconds else math.inf
     done = failed = 0
-    with _pool() as pool:
+    with worker_pool() as pool:
         running: set[Future[list[Failure]]] = set()
         try:
             while time.monotonic() < ends:
