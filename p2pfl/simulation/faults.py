@@ -21,6 +21,7 @@ class Crash:
         restart_after: seconds until it is started again; None for never.
         keep_disk: whether what was durable is there again.
         silent: the whole host goes: nobody is told that its connections are gone.
+        kept: how many of the records being written are on the disk, the first of them; None to draw it.
     """
 
     at: float
@@ -28,6 +29,7 @@ class Crash:
     restart_after: float | None
     keep_disk: bool = True
     silent: bool = False
+    kept: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 They know the messages, and no protocol's rules.
 """
 
+import hashlib
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -12,9 +13,19 @@ from typing import Any
 import numpy as np
 
 from p2pfl.core.ids import PeerId, Round, Seconds
-from p2pfl.core.machine import Effect, Input, Machine, Payload, Send, SendBulk, Trained
-from p2pfl.core.statements import Content, Statement, Vote, encode_body
-from p2pfl.core.wire import Hello, Ping, Told
+from p2pfl.core.machine import Effect, Input, Machine, Payload, Received, Send, SendBulk, Trained, Vector
+from p2pfl.core.statements import (
+    Acknowledged,
+    Advert,
+    Content,
+    Enrolment,
+    Proposal,
+    Result,
+    Statement,
+    Vote,
+    encode_body,
+)
+from p2pfl.core.wire import Chunk, Hello, Part, Ping, Told
 from p2pfl.simulation.faults import Lie
 
 Sign = Callable[[bytes], bytes]
@@ -55,6 +66,10 @@ class LyingMachine:
         self.stage = lie.stage
         self.sent: deque[Effect] = deque(maxlen=OLD_MESSAGES)
         self.silent = False
+        self.members: tuple[int, ...] = ()
+        """Of the last session that it heard of."""
+        self.digests: dict[bytes, bytes] = {}
+        """Of what it falsified: the digest that would be right, and the one that it signs."""
         self.truth: list[Effect] = []
         """What the machine answered to the last input, before any lie."""
 
@@ -64,8 +79,21 @@ class LyingMachine:
         if lying and self._lie.how == "poison" and isinstance(input, Trained):
             input = replace(input, vector=_nan(input.vector))
         effects = self._machine.handle(input, now)
+        self._note_members([input, *effects])
         self.truth = self._machine.truth if isinstance(self._machine, LyingMachine) else effects
         return self._tell(self, effects) if lying else effects
+
+    def _note_members(self, happened: Sequence[Input | Effect]) -> None:
+        for each in happened:
+            message = each.message if isinstance(each, Received | Send) else None
+            if isinstance(message, Told) and isinstance(message.statement.content, Enrolment):
+                self.members = message.statement.content.members
+
+    @property
+    def contribution(self) -> Vector | None:
+        """What its machine averages in its round; see `p2pfl.simulation.invariants.Standing`."""
+        vector: Vector | None = getattr(self._machine, "contribution", None)
+        return vector
 
     def is_against(self, peer: PeerId) -> bool:
         """Return whether `peer` is lied to."""
@@ -174,6 +202,130 @@ def _equivocate(liar: LyingMachine, effects: list[Effect]) -> list[Effect]:
     return _each_message(effects, change)
 
 
+def _each_own(liar: LyingMachine, effects: list[Effect], change: Callable[[Send, Content], Content]) -> list[Effect]:
+    """Return the effects with another content, signed again, in what is told to those that are lied to."""
+
+    def told(effect: Send | SendBulk) -> list[Effect]:
+        message = effect.message
+        if not isinstance(effect, Send) or not isinstance(message, Told) or not liar.is_against(effect.peer):
+            return [effect]
+        statement, content = message.statement, message.statement.content
+        if liar.sign is None or liar.sign(statement.body) != statement.signature:
+            return [effect]  # somebody else's, passed on
+        other = change(effect, content)
+        return [effect] if other is content else [Send(effect.peer, _resigned(liar, message, other))]
+
+    return _each_message(effects, told)
+
+
+def _name_fewer(liar: LyingMachine, effects: list[Effect]) -> list[Effect]:
+    def change(effect: Send, content: Content) -> Content:
+        del effect
+        return replace(content, uploaders=content.uploaders[1:]) if isinstance(content, Acknowledged) else content
+
+    return _each_own(liar, effects, change)
+
+
+def _name_more(liar: LyingMachine, effects: list[Effect]) -> list[Effect]:
+    def change(effect: Send, content: Content) -> Content:
+        del effect
+        return replace(content, uploaders=liar.members) if isinstance(content, Acknowledged) else content
+
+    return _each_own(liar, effects, change)
+
+
+def _forge(liar: LyingMachine, effects: list[Effect]) -> list[Effect]:
+    def change(effect: Send | SendBulk) -> list[Effect]:
+        message = effect.message
+        if not isinstance(effect, Send) or not isinstance(message, Told):
+            return [effect]
+        statement, content = message.statement, message.statement.content
+        if not isinstance(content, Advert):
+            return [effect]
+        keys = bytes(reversed(content.keys))
+        forged = _resigned(liar, message, replace(content, keys=keys))
+        other = replace(forged.statement, signer=statement.signer ^ 1)
+        return [effect, Send(effect.peer, replace(forged, statement=other))]
+
+    return _each_message(effects, change)
+
+
+def _send_stale(liar: LyingMachine, effects: list[Effect]) -> list[Effect]:
+    sent = [effect for effect in effects if isinstance(effect, Send | SendBulk)]
+    liar.sent.extend(sent[: OLD_MESSAGES - len(liar.sent)])
+    old = [each for each in liar.sent if isinstance(each, Send | SendBulk) and sent]
+    old = [each for each in old if each.message.round < sent[-1].message.round]
+    return [*effects, liar.draw.choice(old)] if old and liar.draw.random() < 0.5 else effects
+
+
+def _two_sets(liar: LyingMachine, effects: list[Effect]) -> list[Effect]:
+    def fewer(places: tuple[int, ...]) -> tuple[int, ...]:
+        return places[:-1] if len(places) > 1 else places
+
+    def change(effect: Send, content: Content) -> Content:
+        del effect
+        match content:
+            case Acknowledged():
+                return replace(content, uploaders=fewer(content.uploaders))
+            case Proposal() | Vote():
+                return replace(content, survivors=fewer(content.survivors))
+        return content
+
+    return _each_own(liar, effects, change)
+
+
+def _withhold(liar: LyingMachine, effects: list[Effect]) -> list[Effect]:
+    del liar
+
+    def change(effect: Send | SendBulk) -> list[Effect]:
+        message = effect.message
+        told = isinstance(message, Told) and isinstance(message.statement.content, Result)
+        sent = isinstance(message, Chunk) and message.part is Part.RESULT
+        return [] if told or sent else [effect]
+
+    return _each_message(effects, change)
+
+
+def _change_results(liar: LyingMachine, effects: list[Effect], change: Callable[[Payload], Payload]) -> list[Effect]:
+    """Return the effects with other results, each signed as if it were right."""
+    changed: list[Effect] = []
+    for effect in effects:
+        if isinstance(effect, SendBulk) and isinstance(effect.message, Chunk) and effect.message.part is Part.RESULT:
+            payload = change(effect.payload)
+            liar.digests[_sha256(effect.payload)] = _sha256(payload)
+            changed.append(replace(effect, payload=payload))
+        else:
+            changed.append(effect)
+
+    def told(effect: Send | SendBulk) -> list[Effect]:
+        message = effect.message
+        if not isinstance(effect, Send) or not isinstance(message, Told):
+            return [effect]
+        content = message.statement.content
+        if not isinstance(content, Result) or content.digest not in liar.digests:
+            return [effect]
+        return [Send(effect.peer, _resigned(liar, message, replace(content, digest=liar.digests[content.digest])))]
+
+    return _each_message(changed, told)
+
+
+def _sha256(payload: Payload) -> bytes:
+    return hashlib.sha256(payload.tobytes()).digest()
+
+
+def _falsify(liar: LyingMachine, effects: list[Effect]) -> list[Effect]:
+    def change(payload: Payload) -> Payload:
+        wrong = payload.copy()
+        wrong[-1] += 1  # a value's last float, or a word's highest byte: far from the sum, and nothing forbids it
+        return wrong
+
+    return _change_results(liar, effects, change)
+
+
+def _wreck(liar: LyingMachine, effects: list[Effect]) -> list[Effect]:
+    return _change_results(liar, effects, _spoiled)
+
+
 LIES: dict[str, Callable[[LyingMachine, list[Effect]], list[Effect]]] = {
     "replay": _replay,
     "nan": _send_nan,
@@ -183,7 +335,18 @@ LIES: dict[str, Callable[[LyingMachine, list[Effect]], list[Effect]]] = {
     "split": _split_view,
     "mute": _fall_silent,
     "equivocate": _equivocate,
+    "fewer": _name_fewer,
+    "more": _name_more,
+    "forge": _forge,
+    "stale": _send_stale,
+    "two sets": _two_sets,
+    "withhold": _withhold,
+    "falsify": _falsify,
+    "wreck": _wreck,
 }
 """replay: sends old messages again. nan: payloads of NaN. poison: trains to NaN. future: claims to be 1000 rounds
 ahead. flip: a wrong bit in each payload and signature. split: tells some peers nothing but signs of life. mute: falls
-silent. equivocate: signs other survivors for some peers."""
+silent. equivocate: signs other survivors for some peers. fewer, more: acknowledges less than it holds, or all members.
+forge: sends an advert in another's name, too. stale: sends messages of earlier rounds again. two sets: acknowledges,
+proposes and votes otherwise for some peers. withhold: says nothing of its result. falsify: signs a wrong result. wreck:
+signs one of nonsense."""

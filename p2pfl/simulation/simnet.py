@@ -11,7 +11,7 @@ Must not know any protocol: whoever makes a network brings the machines.
 import heapq
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from p2pfl.core.errors import Malformed, P2pflError, RemoteError, RoundFailed
 from p2pfl.core.ids import Seconds
@@ -99,6 +99,20 @@ MOST_STEPS = 2_000_000
 """Inputs after which a run counts as endless; the standard run takes some thousands."""
 
 
+class Director(Protocol):
+    """Lets faults befall peers at what they do, rather than at a time."""
+
+    def step(
+        self, network: "Network", peer: Host, input: Input, effects: Sequence[Effect]
+    ) -> Sequence[tuple[int, Fault]]:
+        """Look at a step, before its effects are carried out.
+
+        Returns:
+            faults, each with the number of effects that are carried out before it begins, ascending. One whose `at` is
+            later begins then.
+        """
+
+
 class Network:
     """A simulated network; `run` runs it.
 
@@ -112,6 +126,7 @@ class Network:
         strict: whether every message is encoded and decoded on its way.
         log: whether what happens is kept, for a trace.
         quorum: how many can still do something together; fewer that are left when all others have ended may wait on.
+        director: adds faults to the schedule's, at what peers do.
     """
 
     def __init__(
@@ -126,6 +141,7 @@ class Network:
         strict: bool = False,
         log: bool = False,
         quorum: int = 1,
+        director: Director | None = None,
     ) -> None:
         self.now = 0.0
         self.steps = 0
@@ -133,6 +149,7 @@ class Network:
         self.log: list[tuple[Any, ...]] | None = [] if log else None
         """(time, place, input, effects) of each step; (time, fault, whether it begins); (time, sender's place,
         receiver's, message) of each message lost."""
+        self._director = director
         self._charter, self._conditions, self._checks, self._strict = charter, conditions, tuple(checks), strict
         self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._sequence = 0
@@ -243,11 +260,34 @@ class Network:
         self.steps += 1
         if self.log is not None:
             self.log.append((self.now, peer.place, input, effects))
+        struck = () if self._director is None else self._director.step(self, peer, input, effects)
         if effects or type(input) is BulkOffered:  # else nothing was done that a rule could mind
             self._check(peer, input, effects)
-        for effect in effects:
-            self._effects[type(effect)](peer, effect)
+        self._carry_out(peer, peer.life, effects, struck)
         return effects
+
+    def _carry_out(
+        self, peer: Host, life: int, effects: Sequence[Effect], struck: Sequence[tuple[int, Fault]] = ()
+    ) -> None:
+        """Carry out the effects of a peer's step, and let faults begin in their midst."""
+        if peer.life != life:
+            return
+        done = 0
+        for number, fault in struck:
+            self._carry_out(peer, life, effects[done:number])
+            done = number
+            self._begin_directed(fault)
+        if peer.frozen and done < len(effects):
+            peer.backlog.append((self._carry_out, (peer, life, effects[done:])))
+        elif peer.life == life:
+            for effect in effects[done:]:
+                self._effects[type(effect)](peer, effect)
+
+    def _begin_directed(self, fault: Fault) -> None:
+        if fault.at > self.now:
+            self._at(fault.at, self._begin, fault)
+        else:
+            self._begin(fault)
 
     def _check(self, peer: Host, input: Input, effects: Sequence[Effect]) -> None:
         if isinstance(peer.machine, LyingMachine):
@@ -620,18 +660,18 @@ class Network:
         peer = self.peers[fault.peer]
         if not peer.running:
             return
-        self._die(peer, fault.silent, fault.restart_after is None)
+        self._die(peer, fault)
         if fault.restart_after is not None:
             self._at(self.now + fault.restart_after, self._restart, peer, fault.keep_disk)
 
-    def _die(self, peer: Host, silent: bool, for_ever: bool) -> None:
+    def _die(self, peer: Host, fault: Crash) -> None:
         writing = peer.end_life()
         # One after the other: a crash leaves the first few of them on the disk.
-        for record in writing[: peer.draw.randint(0, len(writing))]:
+        for record in writing[: peer.draw.randint(0, len(writing)) if fault.kept is None else fault.kept]:
             self._keep(peer, record)
         for way in peer.ways.values():
-            self._end(way, "connection reset", tell=not silent)
-        peer.gone = for_ever
+            self._end(way, "connection reset", tell=not fault.silent)
+        peer.gone = fault.restart_after is None
         self._count()
 
     def _restart(self, peer: Host, keep_disk: bool) -> None:

@@ -41,12 +41,13 @@ from p2pfl.simulation.faults import MIXES, Schedule, decode_schedule, encode_sch
 from p2pfl.simulation.invariants import (
     AveragesComputed,
     Bounds,
+    Check,
     FixedPoint,
     InvariantViolated,
     OffersAnswered,
     SpentOnce,
 )
-from p2pfl.simulation.simnet import Disk, Network, PeerSpec, SimulatedKeyring
+from p2pfl.simulation.simnet import Director, Disk, Network, PeerSpec, SimulatedKeyring
 
 HORIZON = 6.0
 """Virtual seconds within which faults befall the standard network: somewhat longer than it runs without any."""
@@ -147,13 +148,22 @@ def plans_of(case: Case) -> tuple[tuple[GroupPlan, ...], tuple[Plan, ...], tuple
     return _plans(*shape, masked=case.masked, weighted=case.weighted)
 
 
-def standard_network(case: Case, *, strict: bool | None = None, log: bool = False) -> Network:
+def standard_network(
+    case: Case,
+    *,
+    strict: bool | None = None,
+    log: bool = False,
+    director: Director | None = None,
+    checks: Sequence[Check] = (),
+) -> Network:
     """Return the network of a case, ready to run.
 
     Args:
         case: what to run.
         strict: whether messages are encoded and decoded; by default for some seeds.
         log: whether to keep what happens.
+        director: adds faults at what peers do.
+        checks: further rules.
     """
     plans, settling, weights = plans_of(case)
     initial = np.zeros(case.words, np.float32)
@@ -164,10 +174,17 @@ def standard_network(case: Case, *, strict: bool | None = None, log: bool = Fals
         case.schedule(),
         case.seed,
         charter=plans[0].charter,
-        checks=[SpentOnce(), OffersAnswered(), Bounds(), AveragesComputed(initial, bounds, FixedPoint(CLIP), last)],
+        checks=[
+            SpentOnce(),
+            OffersAnswered(),
+            Bounds(),
+            AveragesComputed(initial, bounds, FixedPoint(CLIP), last),
+            *checks,
+        ],
         strict=case.seed % STRICT_EVERY == 0 if strict is None else strict,
         log=log,
         quorum=plans[0].least,
+        director=director,
     )
 
 
@@ -283,11 +300,12 @@ def run_seeds(seeds: range, mix: str = "standard", processes: int | None = None,
         network: other fields of `Case`.
     """
     cases = [Case(seed, mix, **network) for seed in seeds]
-    with _pool(processes) as pool:
+    with worker_pool(processes) as pool:
         return [failure for batch in pool.map(run_cases, _batches(cases)) for failure in batch]
 
 
-def _pool(processes: int | None = None) -> ProcessPoolExecutor:
+def worker_pool(processes: int | None = None) -> ProcessPoolExecutor:
+    """Return processes, one for each core by default, that leave Ctrl-C to this one."""
     # Ctrl-C is for the parent alone, which then ends the others.
     ignored = (signal.SIGINT, signal.SIG_IGN)
     return ProcessPoolExecutor(processes, get_context("spawn"), initializer=signal.signal, initargs=ignored)
@@ -309,7 +327,7 @@ def soak(seconds: float, folder: Path, say: Callable[[str], None], *, seed: int,
     """
     ends = time.monotonic() + seconds if seconds else math.inf
     done = failed = 0
-    with _pool() as pool:
+    with worker_pool() as pool:
         running: set[Future[list[Failure]]] = set()
         try:
             while time.monotonic() < ends:
