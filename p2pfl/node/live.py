@@ -57,6 +57,8 @@ _STYLES: Mapping[State, str] = {
     State.DONE: "green",
     State.FAILED: "bold red",
 }
+GROUP_LOSS, APART = "group\nloss", "apart"
+"""Columns: the mean loss over the last sum, and how far this peer's contribution was from what came of it."""
 _PEER_ID = re.compile(r"^12D3KooW\w+: ")
 """What a link's reason begins with; its neighbor is named already."""
 _IN_ROUNDS = (State.TRAINING, State.AVERAGING, State.SETTLING)
@@ -72,7 +74,9 @@ class PeerView:
         metric: the name and the latest value of the task's main metric.
         heard: how many neighbors were in the last average.
         sought: how many there might have been: its neighbors, or the others of its group.
-        absent: those that were not.
+        absent: those that were not, with the stage at which each was lost, if the record tells.
+        group_loss: of the local steps of all in the last average.
+        distance: of the own contribution to that average, the root mean square over parameters.
         mark: what somebody says has befallen it, beside its state.
         at: when its trace last grew, in seconds since 1970.
     """
@@ -87,7 +91,9 @@ class PeerView:
     heard: int = 0
     sought: int = 0
     mark: str = ""
-    absent: tuple[str, ...] = ()
+    absent: tuple[tuple[str, str], ...] = ()
+    group_loss: float | None = None
+    distance: float | None = None
     bytes_in: int = 0
     bytes_out: int = 0
     at: float | None = None
@@ -114,7 +120,9 @@ def fold(view: PeerView, entry: Entry) -> PeerView:
                 loss=view.loss if event.loss is None else event.loss,
                 heard=len(event.heard),
                 sought=len(event.heard) + len(event.absent) if event.outcome else len(view.neighbors),
-                absent=tuple(event.absent),
+                absent=tuple((name, why.partition(":")[0] if ":" in why else "") for name, why in event.absent.items()),
+                group_loss=event.group_loss,
+                distance=event.distance,
             )
         case Evaluated(_, metrics):
             return replace(view, metric=main_metric(metrics))
@@ -302,9 +310,9 @@ def progress_line(views: Sequence[PeerView], rounds: int) -> str:
     behind = [view.name for view in views if view not in abreast]
     if behind:
         parts.append(f"far behind: {', '.join(behind)}")
-    absent = sorted({name for view in abreast for name in view.absent})
+    absent = sorted({lost for view in abreast for lost in view.absent})
     if absent:
-        parts.append(f"absent: {', '.join(absent)}")
+        parts.append(f"absent: {', '.join(map(_lost, absent))}")
     parts.append(f"{size_text(sum(view.bytes_out for view in views))} sent")
     return ", ".join(parts)
 
@@ -336,18 +344,19 @@ def peers_table(views: Sequence[PeerView], rounds: int, now: float, most: int) -
         most: rows that fit.
     """
     metric = next((view.metric[0] for view in views if view.metric is not None), "metric")
+    further = _further(views)
     table = Table(expand=False, pad_edge=False, box=None, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("peer", no_wrap=True)
     table.add_column("state")  # this and the neighbors shrink where a terminal is narrow, never the numbers
     table.add_column("round\n+settling", no_wrap=True)
-    for title in ("loss", metric):
+    for title in ("loss", metric, *further):
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("heard", overflow="ellipsis")
     for title in ("in", "out"):
         table.add_column(title, justify="right", no_wrap=True)
     shown = _shown(views, now, most)
     for view in shown:
-        table.add_row(*_row(view, rounds, now))
+        table.add_row(*_row(view, rounds, now, further))
     hidden = Counter(view.state.value for view in views if view not in shown)
     if hidden:
         table.add_row(Text("…", "dim"), Text(", ".join(f"{n} {state}" for state, n in hidden.items()), "dim"))
@@ -369,13 +378,24 @@ def _quiet(view: PeerView, now: float) -> float:
     return 0.0 if view.at is None or view.finished is not None else now - view.at
 
 
-def _row(view: PeerView, rounds: int, now: float) -> list[Text]:
+def _further(views: Sequence[PeerView]) -> list[str]:
+    """Return the columns of what only records of sums tell; the group's loss where there is room, beside one peer."""
+    columns = [GROUP_LOSS] if len(views) == 1 and views[0].group_loss is not None else []
+    return [*columns, APART] if any(view.distance is not None for view in views) else columns
+
+
+def _row(view: PeerView, rounds: int, now: float, further: Sequence[str]) -> list[Text]:
+    told = {
+        GROUP_LOSS: "" if view.group_loss is None else f"{view.group_loss:.4f}",
+        APART: "" if view.distance is None else f"{view.distance:.1g}",
+    }
     return [
         Text(view.name),
         _state(view, now),
         Text(f"{view.rounds - view.settling}/{rounds}" + (f" +{view.settling}" if view.settling else "")),
         Text("" if view.loss is None else f"{view.loss:.4f}"),
         Text("" if view.metric is None else f"{view.metric[1]:.3f}"),
+        *(Text(told[column]) for column in further),
         _heard(view),
         Text(size_text(view.bytes_in)),
         Text(size_text(view.bytes_out)),
@@ -396,7 +416,12 @@ def _heard(view: PeerView) -> Text:
     if not view.rounds:
         return Text("")
     text = Text(f"{view.heard}/{view.sought}", no_wrap=True)
-    return text.append(f" without {', '.join(view.absent)}", "yellow") if view.absent else text
+    return text.append(f" without {', '.join(map(_lost, view.absent))}", "yellow") if view.absent else text
+
+
+def _lost(absent: tuple[str, str]) -> str:
+    name, stage = absent
+    return f"{name} ({stage})" if stage else name
 
 
 @contextmanager

@@ -88,8 +88,23 @@ def test_a_round_counts_and_keeps_the_last_loss_while_settling():
 
 def test_absent_neighbors_are_named_until_they_are_heard_again():
     view = folded(STARTED, round_ended(0, absent=("peer-2",)))
-    assert (view.heard, view.absent) == (1, ("peer-2",))
+    assert (view.heard, view.absent) == (1, (("peer-2", ""),))
     assert fold(view, entry(round_ended(1))).absent == ()
+
+
+def test_a_masked_sum_tells_who_was_lost_where_how_far_off_this_peer_was_and_only_the_group_s_loss():
+    lost = {"peer-2": "upload: nothing came; unreachable"}
+    record = RoundEnded(0, 0.1, ("peer-1",), lost, 0.5, 0.0, False, "full", group_loss=0.75, distance=0.0625)
+    view = folded(STARTED, record)
+    assert view.absent == (("peer-2", "upload"),)
+    text = shown(peers_table([view], 5, 0.0, 5))
+    assert "1/2 without peer-2 (upload)" in text
+    assert "0.7500" in text
+    assert "0.06" in text
+    assert "absent: peer-2 (upload)" in progress_line([view], 5)
+    several = shown(peers_table([view, folded(STARTED, name="peer-1")], 5, 0.0, 5))
+    assert "apart" in several
+    assert "group" not in several
 
 
 def test_traffic_and_time_are_the_latest():
