@@ -3,7 +3,6 @@
 They know the messages, and no protocol's rules.
 """
 
-import hashlib
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ from p2pfl.core.statements import (
     encode_body,
 )
 from p2pfl.core.wire import Chunk, Hello, Part, Ping, Told
+from p2pfl.gossip.chunks import digest
 from p2pfl.simulation.faults import Lie
 
 Sign = Callable[[bytes], bytes]
@@ -292,7 +292,7 @@ def _change_results(liar: LyingMachine, effects: list[Effect], change: Callable[
     for effect in effects:
         if isinstance(effect, SendBulk) and isinstance(effect.message, Chunk) and effect.message.part is Part.RESULT:
             payload = change(effect.payload)
-            liar.digests[_sha256(effect.payload)] = _sha256(payload)
+            liar.digests[digest(effect.payload)] = digest(payload)
             changed.append(replace(effect, payload=payload))
         else:
             changed.append(effect)
@@ -307,10 +307,6 @@ def _change_results(liar: LyingMachine, effects: list[Effect], change: Callable[
         return [Send(effect.peer, _resigned(liar, message, replace(content, digest=liar.digests[content.digest])))]
 
     return _each_message(changed, told)
-
-
-def _sha256(payload: Payload) -> bytes:
-    return hashlib.sha256(payload.tobytes()).digest()
 
 
 def _falsify(liar: LyingMachine, effects: list[Effect]) -> list[Effect]:

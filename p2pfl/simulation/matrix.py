@@ -90,7 +90,7 @@ LIARS_OUTCOMES = {
     "equivocate": {"full", "void"},
     "two sets": {"full", "void", "partial"},
     "withhold": {"full"},
-    "wreck": {"partial"},
+    "wreck": {"full"},
     "falsify": {"full"},
 }
 """How a round may end for honest members beside one that lies so from the beginning."""

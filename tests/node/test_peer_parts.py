@@ -65,7 +65,7 @@ def replace_announce(home: Home, addresses: tuple[str, ...]) -> Home:
 def test_a_peer_counts_its_training_samples_and_does_not_start_with_too_many(tmp_path: Path) -> None:
     made = {}
     for most in (3, 8):
-        terms = {"averaging": {"topology": "complete", "weights": "samples", "samples_max": most}}
+        terms = {"averaging": {"topology": "complete", "masks": "off", "weights": "samples", "samples_max": most}}
         (tmp_path / f"{most}").mkdir()
         (tmp_path / f"{most}" / "own.py").write_text(TASK.format(inputs=3).replace("Größe", "Own"))
         made[most] = create_federation(tmp_path / f"{most}", "own.py:Own", terms, [{}, {}], seed=0).homes[0]

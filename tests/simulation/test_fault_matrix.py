@@ -11,7 +11,7 @@ import pytest
 from p2pfl import cli
 from p2pfl.core.errors import InvalidConfig
 from p2pfl.core.trace import Refused
-from p2pfl.gossip import secure_sum, session
+from p2pfl.gossip import chunks, secure_sum, session
 from p2pfl.simulation.absence import PEERS, absence_network, absences, story
 from p2pfl.simulation.faults import Crash
 from p2pfl.simulation.matrix import (
@@ -119,14 +119,15 @@ def test_the_sum_is_one_of_integers() -> None:
 
 
 def test_an_average_that_is_off_by_one_unit_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = secure_sum.decode_into
+    right = chunks.decode_into
 
-    def off(ring, total, contributors, divisor, out):  # type: ignore[no-untyped-def]
-        right(ring, total, contributors, divisor, out)
+    def off(ring, total, contributors, divisor, out, own):  # type: ignore[no-untyped-def]
+        squared = right(ring, total, contributors, divisor, out, own)
         out += np.float32(ring.step)
+        return squared
 
-    monkeypatch.setattr(secure_sum, "decode_into", off)
-    assert "is not the survivors' sum" in run_plan(Plan(1, 4, 0)).reason
+    monkeypatch.setattr(chunks, "decode_into", off)
+    assert "nobody computed" in run_plan(Plan(1, 4, 0)).reason
 
 
 def test_a_second_reveal_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,8 +181,7 @@ def test_a_record_that_was_being_written_is_on_the_disk_or_not() -> None:
 def test_a_liar_costs_at_most_the_round(lie: str, members: int) -> None:
     """Never a second set of survivors, never another sum than the survivors'; `LIARS_OUTCOMES` says what it may cost.
 
-    A result of nonsense is noticed, and its chunk is lost: nobody replaces what its aggregator has signed. To be
-    `full` once there is an audit.
+    A result of nonsense is noticed, and its deputy's taken.
     """
     verdicts = [run_plan(Plan(seed, members, 0, lie=lie)) for seed in range(3)]
     assert not failures(verdicts), failures(verdicts)

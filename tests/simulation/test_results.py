@@ -75,7 +75,8 @@ def test_peers_come_in_the_order_of_their_numbers(run):
 
 
 def test_no_run_names_those_there_are(run):
-    for path in (run.path.parent, run.path.parent.parent, run.path.parent / "other"):
+    # Beside the folder of folders other tests leave runs of theirs, that may be more than are named.
+    for path in (run.path.parent, run.path.parent / "other"):
         with pytest.raises(InvalidConfig) as caught:
             open_run(path)
         assert str(run.path) in str(caught.value)
