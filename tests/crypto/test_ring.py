@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from p2pfl.core.errors import InvalidConfig, LocalError, RemoteError, RoundFailed
@@ -52,10 +52,10 @@ def word_of(value: float, bits: int, members: int, clip: float, weight: int) -> 
     while float32(largest) != largest:
         largest -= 1
     factor = float32_below(Fraction(weight, WEIGHT_ONE) * largest / Fraction(clip))
-    scaled = float32(value * factor)  # exact in double precision, so rounded once
-    if abs(scaled) > largest:
-        return int(math.copysign(largest, scaled)), True
-    return round(scaled), False
+    word = round(float32(value * factor))  # exact in double precision, so rounded once to float32, then to a word
+    if abs(word) > largest:
+        return int(math.copysign(largest, word)), True
+    return word, False
 
 
 def rounded(ring: Ring, values: list[float], weight: int) -> tuple[list[int], int]:
@@ -72,6 +72,7 @@ def rounded(ring: Ring, values: list[float], weight: int) -> tuple[list[int], in
 
 @settings(max_examples=200, deadline=None)
 @given(RINGS, WEIGHTS, st.lists(st.floats(-2, 2, width=32), max_size=40))
+@example(Ring(16, 1, 1.0), 52429, [1.25])  # just beyond the clip, and rounded to it
 def test_words_are_those_of_the_formula(ring: Ring, weight: int, values: list[float]) -> None:
     scaled = [float32(value * ring.clip) for value in values]
     expected = [word_of(value, ring.bits, ring.members, ring.clip, weight) for value in scaled]
