@@ -101,6 +101,11 @@ class StarMachine:
         """What this peer averages in its star, float32 [parameters]."""
         return self._rounds.contribution
 
+    @property
+    def changed_from(self) -> Vector | None:
+        """The base that `contribution` is the change from; None if it is a whole model."""
+        return self._rounds.changed_from
+
     # Inputs
 
     def handle(self, input: Input, now: Seconds) -> list[Effect]:
