@@ -22,8 +22,9 @@ Sm2Key = Annotated[str, Field(pattern=r"^04[0-9a-f]{128}$")]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
-CHANGE_CLIP = 0.25
-"""TODO measured."""
+CHANGE_CLIP = 0.5
+"""The default of `AveragingTerms.change_clip`, measured on `digits` with 8 peers and the demo's settings: the largest
+change of a parameter in round 0 is 0.54, in round 59 it is 0.09, and half of them are below 0.002 throughout."""
 MOST_COLUMNS, MOST_VALUES, LONGEST_TEXT = 10_000, 10_000, 200
 """Columns of a table, values of a category and characters of either's name: guesses far above what tables have."""
 
