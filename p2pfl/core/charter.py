@@ -262,8 +262,8 @@ class AveragingTerms(Settings):
             fixed point is this fine, divided by 2^31 and multiplied by the members.
         bits: under masks, of a word in the sums of members that all have the same base: 32, and whole models are
             averaged; or 16, and what each changed in the base is, which halves what is sent. Else a word has 32.
-        change_clip: with bits = 16, and only there: the largest absolute change of a parameter that is represented; what
-            is beyond goes into later sums. `most_change` has the default.
+        change_clip: with bits = 16, and only there: the largest absolute change of a parameter that is represented;
+            what is beyond goes into later sums. `most_change` has the default.
         tolerance: after the last training round the peers average until the consensus distance is below this.
         settle_rounds: at most so many rounds of that.
     """

@@ -154,8 +154,8 @@ class Ring:
     def leave_residual(self, values: Floats, weight: int) -> None:
         """Leave in `values`, float32 [n], what rounding and clipping keep out of the sum: x less word * step / alpha.
 
-        For error feedback (Seide et al., Interspeech 2014; Karimireddy et al., ICML 2019): what is left is added to what
-        is summed next, so that nothing is lost for good.
+        For error feedback (Seide et al., Interspeech 2014; Karimireddy et al., ICML 2019): what is left is added to
+        what is summed next, so that nothing is lost for good.
 
         Args:
             values: as `round_into` took them; overwritten.

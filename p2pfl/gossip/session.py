@@ -240,7 +240,7 @@ class Session:
     def residual(self) -> Vector | None:
         """Return what of a spent change did not fit into the words that were summed, float32 [parameters].
 
-        None if nothing is left: of whole models, of a change that is not in the sum, and of parts whose average is lost.
+        None if nothing is left: of whole models, of a change that is not in the sum, of parts whose average is lost.
         """
         own, survivors = self._vector, self.survivors or ()
         if not self._is_change or own is None or not self._work.uploaded or self.terms.me not in survivors:
@@ -766,9 +766,7 @@ class Session:
                 if session == work.session or self.survivors is not None:
                     continue
                 if self._certified(session, enrolment.members) is not None:
-                    self._work = _Work(
-                        attempt, session, enrolment.members, enrolment.base, uploading=work.uploading
-                    )
+                    self._work = _Work(attempt, session, enrolment.members, enrolment.base, uploading=work.uploading)
                     self._at = {"repeat": self._now}
                     self._unsigned, self._chunks, self._uploads = {}, {}, {}
                     return []

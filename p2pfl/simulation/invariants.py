@@ -380,7 +380,9 @@ class AveragesComputed(Check):
             return None
         base = peer.changed_from()
         if base is not None and sums.base is not None and base.tobytes() != sums.base.tobytes():
-            raise InvariantViolated(f"{peer.name} uploads in round {sums.round} the change from another base than others")
+            raise InvariantViolated(
+                f"{peer.name} uploads in round {sums.round} the change from another base than others"
+            )
         sums.base = base if sums.base is None else sums.base
         first, end = self._bounds(len(vector), 1 if whole else sums.members, chunk)
         return peer.weight(), self._words_of(sums).words(vector[first:end], peer.weight(), sums.members)
