@@ -260,8 +260,7 @@ class FixedPoint:
 
     def exact(self, words: Words, weight: int, members: int) -> NDArray[np.float64]:
         """Return the same in float64."""
-        exact: NDArray[np.float64] = words * (self.clip / self.largest(members) / (weight / 2**16))
-        return exact
+        return words.astype(np.float64) * (self.clip / self.largest(members) / (weight / 2**16))
 
     def read(self, result: Payload) -> tuple[int, int, Words]:
         """Return a result's weight, its contributors, and its words."""
