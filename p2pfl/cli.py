@@ -332,6 +332,9 @@ def demo(
     masks: Annotated[
         bool, typer.Option("--masks/--no-masks", help="Hide single updates: only sums are revealed.")
     ] = True,
+    bits: Annotated[
+        int, typer.Option(help="Of masked words: 32, or 16 for changes where members share a base (--group-size 8).")
+    ] = 32,
     chaos: Annotated[
         bool, typer.Option("--chaos", help="Kill, freeze and cut off peers meanwhile, and see them come back.")
     ] = False,
@@ -357,6 +360,7 @@ def demo(
             seed=seed,
             suite=suite,
             masks=masks,
+            bits=bits,
             chaos=chaos,
         )
 

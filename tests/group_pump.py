@@ -96,6 +96,8 @@ class GroupPump:
     """Everything arrives at once; time passes only when nothing is under way. Training takes a second."""
 
     masked = False
+    change_clip: float | None = None
+    """Of changes in words of 16 bits, if they are averaged."""
     samples: tuple[int, ...] = ()
     """Of each member, if they weigh by them."""
 
@@ -124,7 +126,7 @@ class GroupPump:
         plan = GroupPlan.for_peer(self.charter, self.roster[place])
         # No two lives of a member may draw the same.
         draw = random.Random(f"{place}/{next(self.numbers)}")
-        masks = MaskTerms(suite("aes"), 32, 2.0**16, draw.randbytes) if self.masked else None
+        masks = MaskTerms(suite("aes"), 32, 2.0**16, draw.randbytes, self.change_clip) if self.masked else None
         weight = weight_for(self.charter.averaging, self.samples[place] if self.samples else 0)
         return GroupMachine(plan, FastKeyring(place), self.initial, known, masks, weight)
 

@@ -22,6 +22,9 @@ Sm2Key = Annotated[str, Field(pattern=r"^04[0-9a-f]{128}$")]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
+CHANGE_CLIP = 0.5
+"""The default of `AveragingTerms.change_clip`, measured on `digits` with 8 peers and the demo's settings: the largest
+change of a parameter in round 0 is 0.54, in round 59 it is 0.09, and half of them are below 0.002 throughout."""
 MOST_COLUMNS, MOST_VALUES, LONGEST_TEXT = 10_000, 10_000, 200
 """Columns of a table, values of a category and characters of either's name: guesses far above what tables have."""
 
@@ -257,6 +260,10 @@ class AveragingTerms(Settings):
         alpha_min: the least such weight: with tiny weights a sum is nearly one peer's vector.
         clip: under masks, the largest absolute value of a model's parameter or buffer that is represented; a sum's
             fixed point is this fine, divided by 2^31 and multiplied by the members.
+        bits: under masks, of a word in the sums of members that all have the same base: 32, and whole models are
+            averaged; or 16, and what each changed in the base is, which halves what is sent. Else a word has 32.
+        change_clip: with bits = 16, and only there: the largest absolute change of a parameter that is represented;
+            what is beyond goes into later sums. `most_change` has the default.
         tolerance: after the last training round the peers average until the consensus distance is below this.
         settle_rounds: at most so many rounds of that.
     """
@@ -272,6 +279,8 @@ class AveragingTerms(Settings):
     samples_max: Annotated[int, Field(ge=1, le=2**53)] | None = None
     alpha_min: Annotated[float, Field(ge=1e-3, le=1, allow_inf_nan=False)] = 0.5
     clip: Annotated[float, Field(ge=1e-9, le=1e9, allow_inf_nan=False)] = 64.0
+    bits: Literal[32, 16] = 32
+    change_clip: Annotated[float, Field(ge=1e-9, le=1e9, allow_inf_nan=False)] | None = None
     tolerance: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-6
     settle_rounds: Annotated[int, Field(ge=0, le=100_000)] = 500
 
@@ -285,7 +294,16 @@ class AveragingTerms(Settings):
             raise ValueError("weights are samples and samples_max is missing; set it to the most that a member has")
         if self.weights == "equal" and self.samples_max is not None:
             raise ValueError("samples_max means something only with weights = samples; leave it out, or set weights")
+        if self.bits == 16 and self.masks == "off":
+            raise ValueError("bits = 16 is of masked sums, and masks are off; set bits = 32, or masks = on")
+        if self.bits == 32 and self.change_clip is not None:
+            raise ValueError("change_clip means something only with bits = 16; leave it out, or set bits")
         return self
+
+    @property
+    def most_change(self) -> float | None:
+        """The largest absolute change that is represented; None where whole models are averaged throughout."""
+        return None if self.bits == 32 else CHANGE_CLIP if self.change_clip is None else self.change_clip
 
 
 class SecurityTerms(Settings):

@@ -42,6 +42,8 @@ class Advert:
         attempt: 0, or more after an attempt to enroll that did not get everybody's word.
         seconds: until the signer expects to have trained.
         keys: under masks, the signer's public keys of this attempt and what it commits to; see `gossip.secure_sum`.
+        base: where changes may be averaged, the digest (`p2pfl.gossip.chunks.digest`) of the base that the signer
+            would average the change from; else empty.
     """
 
     kind: ClassVar[int] = 1
@@ -49,6 +51,7 @@ class Advert:
     attempt: int
     seconds: float
     keys: bytes = b""
+    base: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,8 @@ class Enrolment:
     Attributes:
         members: their places, ascending.
         adverts: SHA-256 of each one's signed advert, in the same order.
+        base: the base that all these adverts name: the changes from it are averaged; empty if they name several, or
+            none: whole models are. No member begins a session whose enrolment says otherwise than its adverts.
     """
 
     kind: ClassVar[int] = 2
@@ -65,6 +70,7 @@ class Enrolment:
     attempt: int
     members: tuple[int, ...]
     adverts: tuple[bytes, ...]
+    base: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,6 +312,10 @@ def _bounded(name: str, value: object, most: int) -> bytes:
     return value
 
 
+def _base(name: str, value: object) -> bytes:
+    return b"" if value == b"" else fixed_bytes(name, value, DIGEST_BYTES)
+
+
 def _tuple(name: str, value: object) -> tuple[object, ...]:
     if not isinstance(value, tuple):
         raise Malformed(f"{name} that are not a list")
@@ -323,6 +333,7 @@ _CHECKS: dict[str, Callable[[str, object], object]] = {
     "attempt": lambda name, value: integer(name, value, MAX_ATTEMPTS - 1),
     "seconds": _seconds,
     "keys": lambda name, value: _bounded(name, value, MAX_KEYS_BYTES),
+    "base": _base,
     "deals": lambda name, value: fixed_bytes(name, value, DIGEST_BYTES),
     "of_seed": _digests,
     "of_key": _digests,

@@ -151,6 +151,26 @@ class Ring:
             largest = np.float32(self.largest)
             np.clip(out, -largest, largest, out=out)
 
+    def leave_residual(self, values: Floats, weight: int) -> None:
+        """Leave in `values`, float32 [n], what rounding and clipping keep out of the sum: x less word * step / alpha.
+
+        For error feedback (Seide et al., Interspeech 2014; Karimireddy et al., ICML 2019): what is left is added to
+        what is summed next, so that nothing is lost for good.
+
+        Args:
+            values: as `round_into` took them; overwritten.
+            weight: likewise.
+
+        Raises:
+            LocalError: as `factor` does.
+        """
+        unit = self.step * WEIGHT_ONE / weight
+        words = np.empty(min(_BLOCK, values.size), np.float32)
+        for begin in range(0, values.size, _BLOCK):
+            block = values[begin : begin + _BLOCK]
+            self.round_into(block, weight, words[: block.size])
+            block -= words[: block.size].astype(np.float64) * unit
+
     def error_bound(self, contributors: int, largest: float | None = None, total: float | None = None) -> float:
         """Return the bound on the error of a decoded sum, in the values' unit; this module says where it comes from.
 
@@ -339,6 +359,7 @@ def decode_into(
     divisor: float,
     out: Floats,
     own: Floats | None = None,
+    base: Floats | None = None,
 ) -> float:
     """Turn a chunk's sum, after unmasking, into values.
 
@@ -349,9 +370,10 @@ def decode_into(
         divisor: 1 for the weighted sum; the sum of the weights alpha for the average.
         out: float32 [count], overwritten with sum * step / divisor.
         own: float32 [count], may be `out`: what the values are compared with before they are written.
+        base: float32 [count]: what they are the change from, and are added to before they are written.
 
     Returns:
-        The squared L2 distance from `own` to the values; 0 without it.
+        The squared L2 distance from `own` to the values, both without the base; 0 without it.
 
     Raises:
         LocalError: `out` has another length than the sum.
@@ -369,5 +391,7 @@ def decode_into(
         decoded = np.multiply(block, ring.step / divisor, out=scratch[: block.size])
         if own is not None:
             distance += float(np.square(decoded - own[begin : begin + block.size]).sum())
+        if base is not None:
+            decoded += base[begin : begin + block.size]
         out[begin : begin + block.size] = decoded
     return distance

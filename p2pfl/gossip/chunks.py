@@ -116,12 +116,14 @@ class Format:
         chunks: how many parts it has.
         ring: of the words; None where everything is in the clear.
         least: the smallest weight that a member may have, in units of 1 / WEIGHT_ONE.
+        base: the digest of the base that changes are averaged from; empty where whole models are.
     """
 
     parameters: int
     chunks: int
     ring: Ring | None
     least: int
+    base: bytes = b""
 
     def size(self, chunk: int) -> int:
         """Return the bytes of a chunk or its result."""
@@ -130,8 +132,8 @@ class Format:
 
     @property
     def length(self) -> int:
-        """The bytes of all results, one after the other."""
-        return sum(map(self.size, range(self.chunks)))
+        """The bytes of all results, one after the other; before them the base, if they are changes from one."""
+        return sum(map(self.size, range(self.chunks))) + (4 * self.parameters if self.base else 0)
 
     def read(self, payload: bytes | bytearray | Bytes) -> Payload:
         """Return the bytes of chunks or results as an array, which is not copied."""
@@ -140,16 +142,24 @@ class Format:
         return np.frombuffer(payload, np.uint8)
 
     def decode_into(
-        self, out: Vector, chunk: int, result: Payload, contributors: int, own: Vector | None = None
+        self,
+        out: Vector,
+        chunk: int,
+        result: Payload,
+        contributors: int,
+        own: Vector | None = None,
+        base: Vector | None = None,
     ) -> tuple[Totals, float]:
-        """Write the average that a result says into its place.
+        """Write the average that a result says into its place: of models, or the base with the average change.
 
         Args:
             out: float32 [parameters].
             chunk: which.
             result: as `read` gives it.
             contributors: how many survived.
-            own: float32 [parameters], may be `out`: what the average is compared with before it is written.
+            own: float32 [parameters], may be `out`: what the average, or average change, is compared with before it is
+                written.
+            base: float32 [parameters], which has the digest in this format, where there is one.
 
         Returns:
             What the header says; and the squared L2 distance of this part of `own` to the average, 0 without it.
@@ -162,7 +172,8 @@ class Format:
         if self.ring is not None:
             data = result.data.cast("B")
             totals = read_header(data, contributors, self.ring.members, self.least)
-            return totals, decode_into(self.ring, data, contributors, totals.weight / WEIGHT_ONE, out[place], mine)
+            divisor, under = totals.weight / WEIGHT_ONE, None if base is None else base[place]
+            return totals, decode_into(self.ring, data, contributors, divisor, out[place], mine, under)
         plain: Vector = np.asarray(result, np.float32)
         if not (is_sane(plain) and _is_header(plain, contributors, self.least)):
             raise RemoteError(f"a result that is no average of {contributors} members' chunks")

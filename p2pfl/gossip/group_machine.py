@@ -332,6 +332,11 @@ class GroupMachine:
         return None if self._session is None else self._session.contribution
 
     @property
+    def changed_from(self) -> Vector | None:
+        """The base that `contribution` is the change from; None if it is a whole model."""
+        return None if self._session is None else self._session.changed_from
+
+    @property
     def model(self) -> Vector:
         """Base and update, float32 [parameters]."""
         return self._base if self._update is None else self._base + self._update
@@ -519,7 +524,9 @@ class GroupMachine:
         peer = self._plan.roster[place]
         if not isinstance(message, Chunk):
             return self._drop(peer, Malformed("announced a payload that no group sends", peer))
-        most = 4 * self._plan.parameters + HEADER_BYTES * MAX_GROUP
+        # An average that is a change goes with its base, and has half the bytes of one.
+        changes = self._masks is not None and self._masks.change_clip is not None
+        most = (6 if changes else 4) * self._plan.parameters + HEADER_BYTES * MAX_GROUP
         if message.length > most:
             return self._drop(
                 peer, TooLarge(f"announced {message.length} bytes; no payload has more than {most}", peer)
@@ -592,7 +599,7 @@ class GroupMachine:
         self._is_noted = False
         # After training only averages meet that were released before; and what a mask hid must not come out there.
         masks, terms = self._masks_of(self._round), self._plan.terms(self._round)
-        session = Session(terms, self._keyring, self._patience, now, masks, self.weight)
+        session = Session(terms, self._keyring, self._patience, now, masks, self.weight, self._base)
         self._session = session
         effects: list[Effect] = [self._ping(place) for place in self._members.linked()]
         if self._round < self._plan.rounds:
@@ -617,7 +624,9 @@ class GroupMachine:
         return [*self._enter(State.SETTLING), CancelTimer("heartbeat")]
 
     def _masks_of(self, round: Round) -> MaskTerms | None:
-        return self._masks if round < self._plan.rounds else None
+        """Return how vectors are masked in a round: not after training; and what all first agree on is no change."""
+        masks = self._masks if round < self._plan.rounds else None
+        return replace(masks, change_clip=None) if masks is not None and round < self._plan.whole_rounds else masks
 
     def _replay(self, place: int, statement: Statement, now: Seconds) -> list[Effect]:
         try:
@@ -782,7 +791,7 @@ class GroupMachine:
         if self._train_base is not None:
             pass  # what the steps under way started from keeps its meaning: they end in an update
         elif session.spent and outcome is not Outcome.SKIP:
-            self._update = None
+            self._update = session.residual()
         elif self._round < self._plan.rounds and mine is not None:
             self._update = mine - base
         if average is not None:

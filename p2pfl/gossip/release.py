@@ -67,10 +67,21 @@ class Terms:
     centre: int | None = None
     least_weight: int = WEIGHT_ONE
 
-    def format(self, members: tuple[int, ...], masks: MaskTerms | None) -> Format:
-        """Return how the chunks and results of a session of these members are written."""
-        ring = None if masks is None else masks.ring(len(members))
-        return Format(self.parameters, len(self.aggregators(members)), ring, self.least_weight)
+    def format(self, members: tuple[int, ...], masks: MaskTerms | None, base: bytes) -> Format:
+        """Return how the chunks and results of a session of these members are written.
+
+        Args:
+            members: who began it.
+            masks: how vectors are masked; None in the clear.
+            base: the digest of the base that its changes are from; empty for whole models.
+
+        Raises:
+            Malformed: changes are not averaged here.
+        """
+        if masks is None and base:
+            raise Malformed("a session that averages changes, where whole models are averaged")
+        ring = None if masks is None else masks.of(base).ring(len(members))
+        return Format(self.parameters, len(self.aggregators(members)), ring, self.least_weight, base)
 
     def bears(self, members: Collection[int]) -> bool:
         """Return whether a session of these members is allowed."""
@@ -94,7 +105,7 @@ def session_id(terms: Terms, enrolment: Enrolment) -> bytes:
         terms.centre,
     ]
     return hashlib.sha256(
-        canonical([*values, terms.parameters, list(enrolment.members), list(enrolment.adverts)])
+        canonical([*values, terms.parameters, list(enrolment.members), list(enrolment.adverts), enrolment.base])
     ).digest()
 
 
@@ -130,13 +141,16 @@ class Released:
     def open(self, data: Bytes) -> Vector | None:
         """Return the average, float32 [parameters], from the bytes of `Session.released`; None if they are others."""
         average: Vector = np.empty(self.format.parameters, np.float32)
-        end = 0
+        end = 4 * self.format.parameters if self.format.base else 0
+        base = data[:end].view(np.dtype("<f4")) if end else None
+        if base is not None and digest(base) != self.format.base:
+            return None
         for chunk, expected in enumerate(self.digests):
             part = data[end : (end := end + self.format.size(chunk))]
             if digest(part) != expected:
                 return None
             try:
-                self.format.decode_into(average, chunk, self.format.read(part), self.survivors)
+                self.format.decode_into(average, chunk, self.format.read(part), self.survivors, base=base)
             except RemoteError:
                 return None
         return average
@@ -181,4 +195,4 @@ def verified_release(
     if survivors is None or len(digests) != len(aggregators):
         raise Malformed("sent an average that is not certified")
     named = tuple(digests[chunk] for chunk in range(len(aggregators)))
-    return Released(first.round, session, members, len(survivors), named, terms.format(members, masks))
+    return Released(first.round, session, members, len(survivors), named, terms.format(members, masks, first.base))

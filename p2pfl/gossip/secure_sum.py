@@ -15,7 +15,7 @@ Everything here lives in memory only and serves one session: the session's id is
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -50,6 +50,8 @@ from p2pfl.crypto.shares import (
 from p2pfl.crypto.suite import Suite
 from p2pfl.gossip.grouping import threshold
 
+CHANGE_BITS = 16
+"""Of the words in which changes are summed."""
 Entropy = Callable[[int], bytes]
 _SEED, _PAIR = "self-mask", "pair"
 
@@ -63,12 +65,15 @@ class MaskTerms:
         bits: of the ring's words, 32 or 16.
         clip: the largest |alpha x| that is represented.
         entropy: gives bytes that nobody can foresee, never the same again.
+        change_clip: the largest |alpha x| of a change, where members that share a base average what they changed in it,
+            in words of 16 bits; None where whole models are averaged throughout.
     """
 
     suite: Suite
     bits: int
     clip: float
     entropy: Entropy = field(repr=False)
+    change_clip: float | None = None
 
     @property
     def advert_bytes(self) -> int:
@@ -78,6 +83,18 @@ class MaskTerms:
     def ring(self, members: int) -> Ring:
         """Return the ring of a session of so many members."""
         return Ring(self.bits, members, self.clip)
+
+    def of(self, base: bytes) -> "MaskTerms":
+        """Return the terms of a session: of changes from the base with this digest, or of whole models if it is empty.
+
+        Raises:
+            Malformed: changes are not averaged here.
+        """
+        if not base:
+            return self
+        if self.change_clip is None:
+            raise Malformed("a session that averages changes, where whole models are averaged")
+        return replace(self, bits=CHANGE_BITS, clip=self.change_clip)
 
 
 @dataclass(frozen=True)
@@ -215,7 +232,7 @@ class Secrets:
 
     # The vector
 
-    def hidden(self, vector: Vector, weight: int, metrics: Metrics, count: int) -> MaskedVector:
+    def hidden(self, vector: Vector, weight: int, metrics: Metrics, count: int, base: bytes = b"") -> MaskedVector:
         """Return the vector, float32 [n], under this peer's masks, which are computed where it is read.
 
         Args:
@@ -223,18 +240,20 @@ class Secrets:
             weight: in units of 1 / WEIGHT_ONE.
             metrics: what else the header tells.
             count: how many chunks it is cut into.
+            base: the digest of what the vector is the change from; empty if it is a whole model.
 
         Raises:
             RoundFailed: a value is NaN or infinite.
-            InvalidConfig: too many values are beyond the clip.
+            InvalidConfig: too many values of a whole model are beyond the clip. Of a change, error feedback carries on
+                what is cut off.
         """
-        suite, members = self._terms.suite, self._members
-        layout = Layout(len(vector), count, self._terms.bits)
+        terms, suite, members = self._terms.of(base), self._terms.suite, self._members
+        layout = Layout(len(vector), count, terms.bits)
         pairs = {self._roster[who]: key for who, key in self._pairs.items()}
         masks = own_masks(self._roster[self._me], self_key(suite, self._seed, self._session), pairs)
-        ring = self._terms.ring(len(members))
-        hidden = MaskedVector(suite, ring, layout, vector, weight, masks, metrics)
-        verify_clipped(hidden.clipped, len(vector))
+        hidden = MaskedVector(suite, terms.ring(len(members)), layout, vector, weight, masks, metrics)
+        if not base:
+            verify_clipped(hidden.clipped, len(vector))
         return hidden
 
     # Unmasking

@@ -90,6 +90,8 @@ class _Work:
     attempt: int = 0
     session: bytes = NO_SESSION
     members: tuple[int, ...] = ()
+    base: bytes = b""
+    """The digest of the base that changes are averaged from; empty where whole models are."""
     enrolled: bool = False
     """Whether this peer is one of the session's members and said that it is ready; else it watches."""
     began: bool = False
@@ -124,10 +126,18 @@ class Session:
         now: float,
         masks: MaskTerms | None = None,
         weight: int = WEIGHT_ONE,
+        base: Vector | None = None,
     ) -> None:
         self.terms = terms
         self._masks = masks
         self._weight = weight
+        self._base = None if masks is None or masks.change_clip is None else base
+        """What this peer would average the change from; None where whole models are averaged in any case."""
+        self._base_digest: bytes | None = b"" if self._base is None else None
+        """None until it is computed."""
+        self._is_digesting = False
+        self._is_change = False
+        """Whether the own vector is the change from the base."""
         self.patience = patience
         self.outcome: Outcome | None = None
         self.survivors: tuple[int, ...] | None = None
@@ -222,6 +232,27 @@ class Session:
         """Return the released average, float32 [parameters], once all its chunks are here."""
         return self._place if self.is_released else None
 
+    @property
+    def changed_from(self) -> Vector | None:
+        """The base that what this peer averages is the change from; None if it is a whole model."""
+        return self._base if self._is_change else None
+
+    def residual(self) -> Vector | None:
+        """Return what of a spent change did not fit into the words that were summed, float32 [parameters].
+
+        None if nothing is left: of whole models, of a change that is not in the sum, of parts whose average is lost.
+        """
+        own, survivors = self._vector, self.survivors or ()
+        if not self._is_change or own is None or not self._work.uploaded or self.terms.me not in survivors:
+            return None
+        if self.is_released:
+            return own
+        kept: Vector = np.zeros_like(own)  # not in place: another part may be decoded meanwhile
+        for chunk in self._results:
+            part = slice(*bounds(self.terms.parameters, self._format.chunks, chunk))
+            kept[part] = own[part]
+        return kept
+
     def patch(self, base: Vector) -> Vector:
         """Return `base` with those chunks of the average in it that are here."""
         patched, average = base.copy(), self._take_place()
@@ -237,8 +268,11 @@ class Session:
 
     @property
     def distance(self) -> float | None:
-        """The root mean square, over the parameters, of the own contribution less the average; None without both."""
-        if not self.is_released or self._vector is None:
+        """The root mean square, over the parameters, of the own contribution less the average; None without both.
+
+        Also for one that has a whole model where the others averaged changes.
+        """
+        if not self.is_released or self._vector is None or self._is_change != bool(self._work.base):
             return None
         return float(np.sqrt(sum(squared for _, squared in self._decoded.values()) / self.terms.parameters))
 
@@ -289,7 +323,11 @@ class Session:
 
     @property
     def contribution(self) -> Vector | None:
-        """The own vector of the round; once its upload has begun, parts of it become those of the average."""
+        """The own vector of the round.
+
+        Once its upload has begun, parts of it become those of the average; or, where changes are averaged, it becomes
+        the change from the base, and then what of that did not fit into the words.
+        """
         return self._vector
 
     def trained(self, vector: Vector, now: float, metrics: Metrics = Metrics()) -> None:  # noqa: B008 - frozen
@@ -304,8 +342,11 @@ class Session:
         """Take the answer to a `Compute`."""
         self._seen = None
         what, *numbers = key.split("/")
+        if what == "base" and isinstance(result, bytes):
+            self._base_digest = result
         if what == "hide" and isinstance(result, MaskedVector) and self._work.began:
             self._work.hidden, self.clipped = result, result.clipped
+            self._vector = result.values
             return [Persist("uploading", Uploading(self.terms.round, self._work.session))]
         if what == "cut" and isinstance(result, tuple) and self._work.began:
             return self._send_chunk(int(numbers[0]), *result)
@@ -356,6 +397,8 @@ class Session:
             return False
         if isinstance(content, Enrolment) and not set(content.members) <= set(self.terms.group):
             raise Malformed("proposed members who are not in this round's group")
+        if isinstance(content, Enrolment) and content.base and self._base is None:
+            raise Malformed("proposed to average changes, where whole models are averaged")
         # What would not be kept is not worth a signature's check.
         if not self._statements_allow(statement) or not self._statements.takes(statement):
             return False
@@ -418,7 +461,12 @@ class Session:
 
     @property
     def _format(self) -> Format:
-        return self.terms.format(self._work.members, self._masks)
+        return self.terms.format(self._work.members, self._masks, self._work.base)
+
+    @property
+    def _lacks_base(self) -> bool:
+        """Whether the others average changes from a base that this peer does not have; then it cannot read them."""
+        return self._work.base not in (b"", self._base_digest)
 
     def received(self, sender: int, chunk: Chunk, payload: bytearray) -> list[Effect]:
         """Take a chunk that was wanted."""
@@ -484,7 +532,7 @@ class Session:
         if self.outcome is not None or (seen == self._seen and (due is None or now < due)):
             return []
         work = self._work
-        effects = self._advertise()
+        effects = [*self._digest_base(), *self._advertise()]
         for stage in (
             partial(self._enroll, expected),
             self._watch,
@@ -535,9 +583,16 @@ class Session:
 
     # Enroll
 
+    def _digest_base(self) -> list[Effect]:
+        base = self._base
+        if base is None or self._is_digesting:
+            return []
+        self._is_digesting = True
+        return [Compute("base", lambda: digest(base), base.nbytes)]
+
     def _advertise(self) -> list[Effect]:
-        work = self._work
-        if self.training_ends is None or self.terms.me in self._statements.signed(Advert, work.attempt):
+        work, base = self._work, self._base_digest
+        if self.training_ends is None or base is None or self.terms.me in self._statements.signed(Advert, work.attempt):
             return []
         seconds = min(max(0.0, self.training_ends - self._now), self.terms.patience)
         keys = b""
@@ -545,7 +600,7 @@ class Session:
             context = canonical([self.terms.charter, self.terms.round, work.attempt])
             work.secrets = Secrets(self._masks, self.terms.roster, self.terms.me, self.terms.round, context)
             keys = work.secrets.advert()
-        effects = self._state(Advert(self.terms.round, work.attempt, float(seconds), keys))
+        effects = self._state(Advert(self.terms.round, work.attempt, float(seconds), keys, base))
         self._set("repeat", self.patience.seconds)
         self._set("alone", 2 * self.terms.patience if work.attempt == 0 else 4 * self._stage)
         return effects
@@ -577,7 +632,13 @@ class Session:
         if not self.terms.bears(members):
             return []
         named = tuple(adverts[member].digest() for member in members)
-        return self._state(Enrolment(self.terms.round, work.attempt, members, named))
+        return self._state(Enrolment(self.terms.round, work.attempt, members, named, self._common_base(members)))
+
+    def _common_base(self, members: Sequence[int]) -> bytes:
+        """Return the base that the adverts of all these members name; empty if they name several, or none."""
+        adverts = self._statements.of(Advert, self._work.attempt)
+        named = {adverts[member].base for member in members}
+        return named.pop() if len(named) == 1 else b""
 
     def _is_trusted(self, enrolment: Enrolment) -> bool:
         """Return whether none of the proposed members did something wrong; one that leads would propose itself."""
@@ -612,11 +673,14 @@ class Session:
         adverts = self._statements.signed(Advert, work.attempt)
         if self.terms.me not in adverts:
             return []
-        for _, enrolment in sorted(self._statements.of(Enrolment, work.attempt).items(), key=self._order):
+        for leader, enrolment in sorted(self._statements.of(Enrolment, work.attempt).items(), key=self._order):
             known = len(enrolment.members) == len(enrolment.adverts) and all(
                 member in adverts and adverts[member].digest() == named
                 for member, named in zip(enrolment.members, enrolment.adverts, strict=True)
             )
+            if known and enrolment.base != self._common_base(enrolment.members):
+                self._suspects.add(leader)
+                continue
             mine = self.terms.me in enrolment.members and self._is_trusted(enrolment)
             if known and mine and self.terms.bears(enrolment.members):
                 return self._begin(enrolment)
@@ -638,7 +702,7 @@ class Session:
                 return []
             work.secrets.took(deal)
             effects += self._state(deal)
-        work.session, work.members = session, enrolment.members
+        work.session, work.members, work.base = session, enrolment.members, enrolment.base
         work.enrolled, self._ready_at = True, self._now
         self._set("ready", (3 if self._masks is None else 5) * self._stage)
         return [*effects, *self._await_ready()]
@@ -702,7 +766,7 @@ class Session:
                 if session == work.session or self.survivors is not None:
                     continue
                 if self._certified(session, enrolment.members) is not None:
-                    self._work = _Work(attempt, session, enrolment.members, uploading=work.uploading)
+                    self._work = _Work(attempt, session, enrolment.members, enrolment.base, uploading=work.uploading)
                     self._at = {"repeat": self._now}
                     self._unsigned, self._chunks, self._uploads = {}, {}, {}
                     return []
@@ -718,8 +782,15 @@ class Session:
         work.uploading = True
         vector, weight, metrics, secrets = self._vector, self._weight, self._metrics, work.secrets
         count = self._format.chunks
+        named, base = work.base, self._base if work.base else None
+        self._is_change = bool(named)
+
+        def hide(secrets: Secrets) -> MaskedVector:
+            values = vector if base is None else _less(vector, base)
+            return secrets.hidden(values, weight, metrics, count, named)
+
         if secrets is not None:
-            return [Compute("hide", lambda: secrets.hidden(vector, weight, metrics, count), vector.nbytes)]
+            return [Compute("hide", partial(hide, secrets), vector.nbytes)]
         return [Persist("uploading", Uploading(self.terms.round, work.session))]
 
     def _cut_next(self) -> list[Effect]:
@@ -931,7 +1002,8 @@ class Session:
             or not all(self._is_whole(chunk, who) for who in survivors)
         ):
             return []
-        terms, masks = self._masks, self._work.masks
+        masks = self._work.masks
+        terms = None if self._masks is None else self._masks.of(self._work.base)
         if terms is not None and masks is None:
             return []
         self._work.reducing.add(chunk)
@@ -958,21 +1030,27 @@ class Session:
         """Decode the results that are here and are what was signed."""
         work, survivors = self._work, self.survivors or ()
         effects: list[Effect] = []
+        if self._base_digest is None or self._lacks_base:
+            return []
+        # What the masks carried of the own change leaves it; of one that is not in the sum nothing is kept.
+        mine = self._is_change and work.uploaded and self.terms.me in survivors
+        weight = self._weight if mine else None
+        base, own = self._base if work.base else None, self._vector if self._is_change == bool(work.base) else None
         for chunk, result in self._statements.of(Result, work.session).items():
             if chunk not in self._unsigned or chunk in self._decoding or chunk in self._results:
                 continue
             payload, found = self._unsigned.pop(chunk)
             if found == result.digest:
                 self._decoding.add(chunk)
-                place, own = self._take_place(), self._vector
-                task = partial(_decoded, self._format, place, chunk, payload, len(survivors), own)
+                place = self._take_place()
+                task = partial(_decoded, self._format, place, chunk, payload, len(survivors), own, base, weight)
                 effects.append(Compute(f"decode/{chunk}", task, payload.nbytes))
         return effects
 
     def _take_place(self) -> Vector:
-        """Return where the average is written: in the place of the own vector, if all of that has left this peer."""
+        """Return where the average is written: in the place of the own model, if all of that has left this peer."""
         if self._place is None:
-            own = self._vector if self._work.uploaded else None
+            own = self._vector if self._work.uploaded and not self._is_change else None
             fits = own is not None and own.flags.writeable
             self._place = own if own is not None and fits else np.empty(self.terms.parameters, np.float32)
         return self._place
@@ -1031,7 +1109,7 @@ class Session:
         work = self._work
         results = self._statements.signed(Result, work.session)
         for chunk in results:
-            if chunk not in self._results:
+            if chunk not in self._results and not self._lacks_base:
                 # The signer first; when that was in vain, whoever else may have it by now.
                 others = work.members if self.terms.centre is None else self._aggregators
                 holders = [results[chunk].signer, *(who for who in others if who != self.terms.me)]
@@ -1051,7 +1129,7 @@ class Session:
         if self.survivors is not None:
             if self.is_released:
                 return Outcome.FULL if self.terms.me in self.survivors and work.uploaded else Outcome.LATE
-            if not self._is_due("reduce"):
+            if not self._is_due("reduce") and not (self._base_digest is not None and self._lacks_base):
                 return None
             if self._results:
                 return Outcome.PARTIAL
@@ -1081,9 +1159,11 @@ class Session:
         self._work.secrets = self._work.masks = self._work.hidden = None
         self._uploads, self._chunks, self._vector, self._unsigned = {}, {}, None, {}
         self._place = None
+        if not self._work.base:
+            self._base = None
 
     def results(self) -> tuple[Payload, ...]:
-        """Return the results of all chunks, once all are here."""
+        """Return the results of all chunks, once all are here: of models, or of changes."""
         return tuple(self._results[chunk] for chunk in range(self._format.chunks)) if self.is_released else ()
 
     def keep_results(self, data: Bytes) -> None:
@@ -1094,8 +1174,11 @@ class Session:
             self._results[chunk] = self._format.read(part)
 
     def released(self) -> Payload:
-        """Return what `Released.open` reads: `results`, one after the other."""
-        return self._format.read(b"".join(result.tobytes() for result in self.results()))
+        """Return what `Released.open` reads: `results`, one after the other, behind the base if they are changes."""
+        parts = [result.data.cast("B") for result in self.results()]
+        if self._base is not None and self._work.base:
+            parts = [self._base.data.cast("B"), *parts]
+        return self._format.read(b"".join(parts))
 
     def give_up(self) -> None:
         """End the round without its average: the others are in a later one."""
@@ -1124,14 +1207,40 @@ class Session:
         return [SendBulk((self.terms.roster[who],), message, payload)]
 
 
+def _less(vector: Vector, base: Vector) -> Vector:
+    """Return the change from the base, in the place of the vector if it can be written to."""
+    return np.subtract(vector, base, out=vector if vector.flags.writeable else None)
+
+
 def _decoded(
-    layout: Format, place: Vector, chunk: int, result: Payload, survivors: int, own: Vector | None
+    layout: Format,
+    place: Vector,
+    chunk: int,
+    result: Payload,
+    survivors: int,
+    own: Vector | None,
+    base: Vector | None,
+    weight: int | None,
 ) -> tuple[Payload, Totals, float] | None:
-    """Decode a result into its place, and return it with what was found; None if it cannot be one."""
+    """Decode a result into its place, and return it with what was found; None if it cannot be one.
+
+    Args:
+        layout: of the session.
+        place: where the average is written.
+        chunk: which.
+        result: of this chunk.
+        survivors: how many.
+        own: what this peer contributed; None if that cannot be compared with the average.
+        base: what the changes are from; None of whole models.
+        weight: this peer's, if its change is in the sum: then what did not fit into the words is left in `own`.
+    """
     try:
-        return result, *layout.decode_into(place, chunk, result, survivors, own)
+        found = layout.decode_into(place, chunk, result, survivors, own, base)
     except RemoteError:
         return None
+    if weight is not None and own is not None and layout.ring is not None:
+        layout.ring.leave_residual(own[slice(*bounds(layout.parameters, layout.chunks, chunk))], weight)
+    return result, *found
 
 
 def _shared(lists: Mapping[int, set[int]], members: Sequence[int], aggregators: Sequence[int]) -> tuple[int, ...]:

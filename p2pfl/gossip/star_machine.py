@@ -74,7 +74,7 @@ class StarMachine:
         weight: int = WEIGHT_ONE,
     ) -> None:
         self._plan = settling
-        self._weight = weight
+        self.weight = weight
         self._rounds = GroupMachine(plan, keyring, initial, resume, masks, weight)
         self._settle: PeerMachine | None = None
         self._handed_over = False
@@ -101,6 +101,11 @@ class StarMachine:
         """What this peer averages in its star, float32 [parameters]."""
         return self._rounds.contribution
 
+    @property
+    def changed_from(self) -> Vector | None:
+        """The base that `contribution` is the change from; None if it is a whole model."""
+        return self._rounds.changed_from
+
     # Inputs
 
     def handle(self, input: Input, now: Seconds) -> list[Effect]:
@@ -115,7 +120,7 @@ class StarMachine:
             return []
         effects = self._rounds.handle(input, now)
         if isinstance(input, Started) and self._settled is not None:
-            self._settle = PeerMachine(self._plan, self._settled.checkpoint.base, self._settled, self._weight)
+            self._settle = PeerMachine(self._plan, self._settled.checkpoint.base, self._settled, self.weight)
             return [_marked(each) for each in self._settle.handle(input, now)]
         base = self._rounds.released_base
         return effects if base is None else effects + self._hand_over(base, now)
@@ -148,7 +153,7 @@ class StarMachine:
         """Begin to average with the neighbors, as if they had been linked to just now."""
         self._handed_over = True
         self._settle = machine = PeerMachine(
-            self._plan, base, Resume(Checkpoint(Round(self._plan.rounds), base, None), -1), self._weight
+            self._plan, base, Resume(Checkpoint(Round(self._plan.rounds), base, None), -1), self.weight
         )
         effects: list[Effect] = [each for each in machine.handle(Started(), now) if not isinstance(each, Emit)]
         charter = self._plan.charter

@@ -177,7 +177,7 @@ class Peer:
         if charter.averaging.masks == "off":
             return None
         chosen = suite(charter.security.suite, clock=time.perf_counter)
-        return MaskTerms(chosen, RING_BITS, charter.averaging.clip, os.urandom)
+        return MaskTerms(chosen, RING_BITS, charter.averaging.clip, os.urandom, charter.averaging.most_change)
 
     def run(self) -> None:
         """Run until the federation's last round, or until asked to stop (SIGINT, SIGTERM, SIGHUP).

@@ -59,6 +59,7 @@ class DemoSettings:
         group_size: members wanted in a group. Half of the demo's peers, so that there is something to draw: the
             charter's default, 8, would put all of them into one group.
         masks: whether single updates are hidden.
+        bits: 16 to average changes in words of 16 bits where members share a base.
         alpha: the Dirichlet concentration of the peers' shares of data; smaller is less alike.
         chaos: whether peers are killed, frozen and cut off meanwhile.
     """
@@ -75,6 +76,7 @@ class DemoSettings:
     tolerance: float = 1e-6
     suite: str = "aes"
     masks: bool = True
+    bits: int = 32
     chaos: bool = False
 
 
@@ -106,6 +108,8 @@ def prepare_demo(path: Path, settings: DemoSettings, numbered: bool = False) -> 
             f"--peers {settings.peers}: from the average each would learn the other's update; "
             f"take {LEAST_MASKED} or more, or add --no-masks"
         )
+    if settings.bits not in {16, 32} or (settings.bits == 16 and not settings.masks):
+        raise InvalidConfig(f"--bits {settings.bits}: masked sums have words of 32 or 16 bits")
     if settings.topology != "groups":
         graph = overlay(settings.topology, settings.peers, settings.seed)
         averaging = AveragingTerms.model_validate(_averaging(settings))
@@ -185,6 +189,7 @@ def _averaging(settings: DemoSettings) -> dict[str, Any]:
         "topology": settings.topology,
         "group_size": settings.group_size,
         "masks": "on" if settings.masks else "off",
+        "bits": settings.bits,
         "topology_seed": settings.seed,
         "tolerance": settings.tolerance,
     }

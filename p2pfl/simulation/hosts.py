@@ -178,6 +178,10 @@ class Host:
         """Return what it averages in its round, where its machine tells."""
         return getattr(self.machine, "contribution", None)
 
+    def changed_from(self) -> Vector | None:
+        """Return the base that its contribution is the change from; None if it is a whole model."""
+        return getattr(self.machine, "changed_from", None)
+
     def weight(self) -> int:
         """Return its weight in an average, in units of 2^-16."""
         return int(getattr(self.machine, "weight", MAX_WEIGHT))

@@ -61,6 +61,9 @@ class Standing(Protocol):
     def contribution(self) -> Vector | None:
         """Return what it averages in its round, which masks hide on the wire; None where its machine does not tell."""
 
+    def changed_from(self) -> Vector | None:
+        """Return the base that its contribution is the change from; None if that is a whole model."""
+
     def weight(self) -> int:
         """Return its weight in an average, in units of 2^-16."""
 
@@ -253,7 +256,11 @@ class FixedPoint:
 
     def average(self, words: Words, weight: int, members: int) -> Vector:
         """Return what a sum of words means: float32, as many."""
-        return (words * (self.clip / self.largest(members) / (weight / 2**16))).astype(np.float32)
+        return self.exact(words, weight, members).astype(np.float32)
+
+    def exact(self, words: Words, weight: int, members: int) -> NDArray[np.float64]:
+        """Return the same in float64."""
+        return words.astype(np.float64) * (self.clip / self.largest(members) / (weight / 2**16))
 
     def read(self, result: Payload) -> tuple[int, int, Words]:
         """Return a result's weight, its contributors, and its words."""
@@ -273,6 +280,7 @@ class _Sums:
             clear; None where a liar hides what it sends.
         survivors: every set that somebody voted for.
         results: by chunk, once it was seen to be the average of the survivors' uploads, with the average in it.
+        base: that its uploads are the changes from, of every honest member the same; None of whole models, or unknown.
     """
 
     round: Round
@@ -281,6 +289,7 @@ class _Sums:
     uploads: dict[tuple[int, int], dict[bytes, _Upload]] = field(default_factory=dict)
     survivors: set[tuple[int, ...]] = field(default_factory=set)
     results: dict[int, tuple[bytes, Vector]] = field(default_factory=dict)
+    base: Vector | None = None
 
 
 class AveragesComputed(Check):
@@ -294,6 +303,7 @@ class AveragesComputed(Check):
         initial: the common initial model, float32 [parameters].
         bounds: the first index of a chunk and the first after it, from (parameters, members, chunk).
         words: of sums under masks, which must be right to the last bit.
+        changes: the same, of sums of what members changed in a base that all of them have.
         rounds: after which bases are no averages of sessions any more, but what neighbors make of them.
     """
 
@@ -305,8 +315,10 @@ class AveragesComputed(Check):
         bounds: Callable[[int, int, int], tuple[int, int]],
         words: FixedPoint = FixedPoint(1.0),
         rounds: float = math.inf,
+        changes: FixedPoint = FixedPoint(1.0, 16),
     ) -> None:
         self._rounds = rounds
+        self._changes = changes
         self._bounds, self._initial, self._words = bounds, initial, words
         self._sessions: dict[bytes, _Sums] = {}
         self._bases: dict[int, Vector] = {}
@@ -341,52 +353,66 @@ class AveragesComputed(Check):
             sums = self._of(content.round, content.session)
             sums.chunks = len(content.digests)
             if sums.chunks == 1 and statement.signer == peer.place:  # a star's centre sends its own to nobody
-                sums.uploads.setdefault((0, peer.place), {})[b""] = self._hidden(peer, 0, True, sums.members)
+                sums.uploads.setdefault((0, peer.place), {})[b""] = self._hidden(peer, 0, True, sums)
 
     def _chunk(self, peer: Standing, chunk: Chunk, payload: Payload) -> None:
         sums = self._of(chunk.round, chunk.session)
         if chunk.part is Part.UPLOAD:
             sent = sums.uploads.setdefault((chunk.chunk, peer.place), {})
-            whole = payload.nbytes >= self._initial.nbytes  # a star's only chunk
+            bits = 32 if peer.changed_from() is None else self._changes.bits
+            whole = payload.nbytes >= self._initial.nbytes * bits // 32  # a star's only chunk
             plain = np.asarray(payload, np.float32) if payload.dtype == np.float32 else None
-            sent[payload.tobytes()] = self._hidden(peer, chunk.chunk, whole, sums.members) if plain is None else plain
+            sent[payload.tobytes()] = self._hidden(peer, chunk.chunk, whole, sums) if plain is None else plain
             return
         if chunk.chunk in sums.results:
             if payload.tobytes() != sums.results[chunk.chunk][0] and not peer.lying:
                 raise InvariantViolated(f"{peer.name} sends a second result of a chunk in round {chunk.round}")
         elif self._is_average(sums, chunk.chunk, payload):
-            sums.results[chunk.chunk] = payload.tobytes(), self._average(payload, sums.members)
+            sums.results[chunk.chunk] = payload.tobytes(), self._average(payload, chunk.chunk, sums)
         elif not peer.lying:
             raise InvariantViolated(f"{peer.name} sends a result in round {chunk.round} that no uploads give")
 
-    def _hidden(self, peer: Standing, chunk: int, whole: bool, members: int) -> _Upload:
+    def _hidden(self, peer: Standing, chunk: int, whole: bool, sums: _Sums) -> _Upload:
         """Return what a peer adds to a sum under masks, of a chunk or the whole; None where a liar hides it."""
         vector = None if peer.lying else peer.contribution()
         if vector is None:
             return None
-        first, end = self._bounds(len(vector), 1 if whole else members, chunk)
-        return peer.weight(), self._words.words(vector[first:end], peer.weight(), members)
+        base = peer.changed_from()
+        if base is not None and sums.base is not None and base.tobytes() != sums.base.tobytes():
+            raise InvariantViolated(
+                f"{peer.name} uploads in round {sums.round} the change from another base than others"
+            )
+        sums.base = base if sums.base is None else sums.base
+        first, end = self._bounds(len(vector), 1 if whole else sums.members, chunk)
+        return peer.weight(), self._words_of(sums).words(vector[first:end], peer.weight(), sums.members)
 
-    def _average(self, result: Payload, members: int) -> Vector:
+    def _words_of(self, sums: _Sums) -> FixedPoint:
+        return self._words if sums.base is None else self._changes
+
+    def _average(self, result: Payload, chunk: int, sums: _Sums) -> Vector:
         if result.dtype == np.float32:
             return np.asarray(result[HEADER:], np.float32)
-        weight, _, words = self._words.read(result)
-        return self._words.average(words, weight, members)
+        weight, _, words = self._words_of(sums).read(result)
+        if sums.base is None:
+            return self._words.average(words, weight, sums.members)
+        first, end = self._bounds(len(sums.base), sums.chunks, chunk)
+        change = self._changes.exact(words, weight, sums.members)
+        return (sums.base[first:end].astype(np.float64) + change).astype(np.float32)
 
     def _is_average(self, sums: _Sums, chunk: int, result: Payload) -> bool:
         for survivors in sorted(sums.survivors):
             contents = [sums.uploads.get((chunk, place), {}) for place in survivors]
             for uploads in product(*(each.values() for each in contents)):
-                if any(upload is None for upload in uploads) or self._is_sum(uploads, result):
+                if any(upload is None for upload in uploads) or self._is_sum(uploads, result, self._words_of(sums)):
                     return True
         return False
 
-    def _is_sum(self, uploads: Sequence[_Upload], result: Payload) -> bool:
+    def _is_sum(self, uploads: Sequence[_Upload], result: Payload, form: FixedPoint) -> bool:
         masked = [upload for upload in uploads if isinstance(upload, tuple)]
         plain = [upload for upload in uploads if isinstance(upload, np.ndarray)]
         if result.dtype == np.float32:
             return not masked and np.allclose(weighted_average(plain), result, rtol=1e-6, atol=1e-30)
-        weight, contributors, words = self._words.read(result)
+        weight, contributors, words = form.read(result)
         weighs = weight == sum(alpha for alpha, _ in masked) and contributors == len(uploads)
         return not plain and weighs and np.array_equal(sum(each for _, each in masked), words)
 

@@ -95,6 +95,12 @@ class LyingMachine:
         vector: Vector | None = getattr(self._machine, "contribution", None)
         return vector
 
+    @property
+    def changed_from(self) -> Vector | None:
+        """The base that its contribution is the change from; see `p2pfl.simulation.invariants.Standing`."""
+        base: Vector | None = getattr(self._machine, "changed_from", None)
+        return base
+
     def is_against(self, peer: PeerId) -> bool:
         """Return whether `peer` is lied to."""
         return not self.against or peer in self.against

@@ -62,6 +62,8 @@ REGRESSIONS = Path("tests/simulation/regressions")
 SECRET = b"p2pfl/simulation"
 CLIP = 64.0
 """Above every value that the standard network trains to."""
+CHANGE_CLIP = 2.0
+"""Of changes in 16-bit words: below the largest of the standard network's first rounds, so that some are cut off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,7 @@ class Case:
         rounds: with local training.
         words: the vector's length.
         masked: whether updates are hidden in the sums.
+        bits: 16 where members that share a base average changes in words of 16 bits.
         weighted: whether members weigh by samples: the i-th of n has i + 1 of at most n.
         says: what went wrong when the case was kept; for readers.
     """
@@ -92,6 +95,7 @@ class Case:
     masked: bool = False
     topology: str = "groups"
     weighted: bool = False
+    bits: int = 32
     says: str = ""
 
     def schedule(self) -> Schedule:
@@ -178,7 +182,7 @@ def standard_network(
             SpentOnce(),
             OffersAnswered(),
             Bounds(),
-            AveragesComputed(initial, bounds, FixedPoint(CLIP), last),
+            AveragesComputed(initial, bounds, FixedPoint(CLIP), last, FixedPoint(CHANGE_CLIP, 16)),
             *checks,
         ],
         strict=case.seed % STRICT_EVERY == 0 if strict is None else strict,
@@ -190,7 +194,8 @@ def standard_network(
 
 def _spec(plan: GroupPlan, settling: Plan | None, weight: int, initial: Vector, case: Case) -> PeerSpec:
     entropy = random.Random(f"{case.seed}/entropy/{plan.me}")  # noqa: S311 - a simulation's entropy is drawn from its seed
-    masks = MaskTerms(suite("aes"), 32, CLIP, entropy.randbytes) if case.masked else None
+    change_clip = CHANGE_CLIP if case.bits == 16 else None
+    masks = MaskTerms(suite("aes"), 32, CLIP, entropy.randbytes, change_clip) if case.masked else None
     keyring = SimulatedKeyring(SECRET, plan.me, len(plan.roster))
 
     def build(disk: Disk) -> Machine:

@@ -36,6 +36,7 @@ def charter_values() -> dict[str, Any]:
             "clip": 64.0,
             "tolerance": 1e-6,
             "settle_rounds": 500,
+            "bits": 32,
         },
         "security": {"suite": "aes", "channel": "suite"},
         "deadlines": {"start": 300.0, "round": 60.0, "heartbeat": 5.0, "silence": 20.0},

@@ -5,7 +5,7 @@ from typing import Any, get_args
 
 import pytest
 
-from p2pfl.core.charter import Charter, Topology, check_name
+from p2pfl.core.charter import CHANGE_CLIP, Charter, Topology, check_name
 from p2pfl.core.errors import InvalidConfig
 from p2pfl.core.settings import validate
 from tests.core.charters import IDENTITIES, charter_values
@@ -38,7 +38,7 @@ OTHER: dict[str, Any] = {
     "alpha_min": 0.25,
     "peer_id": "12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN",
 }
-ONLY_ONE = {("training", "algorithm"), ("averaging", "regroup"), ("averaging", "weights")}
+ONLY_ONE = {("training", "algorithm"), ("averaging", "regroup"), ("averaging", "weights"), ("averaging", "bits")}
 """Terms with one value, or only one beside these others: in the hash by `terms`, which a test below looks at."""
 
 TERMS = [path for path in leaves(charter_values()) if path[0] not in ("signatures", "salts")]
@@ -116,9 +116,30 @@ def test_weights_by_samples_need_to_know_the_most_of_them() -> None:
         read(values)
 
 
+def test_words_of_16_bits_are_of_masked_changes() -> None:
+    values = charter_values()
+    values["averaging"]["change_clip"] = 0.1
+    with pytest.raises(InvalidConfig, match="change_clip means something only with bits = 16"):
+        read(values)
+    values["averaging"]["bits"] = 16
+    with pytest.raises(InvalidConfig, match="bits = 16 is of masked sums"):
+        read(values)
+    hashes = set()
+    values["averaging"]["masks"] = "on"
+    for change_clip in (0.1, 0.2):
+        values["averaging"]["change_clip"] = change_clip
+        hashes.add(read(values).hash())
+        assert read(values).averaging.most_change == change_clip
+    del values["averaging"]["change_clip"]
+    assert read(values).averaging.most_change == CHANGE_CLIP
+    values["averaging"]["bits"] = 32
+    assert read(values).averaging.most_change is None
+    assert len(hashes | {read(values).hash()}) == 3
+
+
 def test_the_hash_of_an_example_is_pinned() -> None:
     # Another hash means that peers of two versions of this package cannot meet: a new domain string is due then.
-    assert read(charter_values()).hash().hex() == "9e9e2bfc57a1142795540e92867a5e124e9fff899a5beafb9af12eed4c6335f3"
+    assert read(charter_values()).hash().hex() == "ba7f08eecab365608fee81cbe45345c03d168856de4eaa108ee87b598877bf3c"
 
 
 @pytest.mark.parametrize("what", ["name", "peer_id"])

@@ -99,7 +99,11 @@ class Weighed(GroupPump):
 
 
 @pytest.mark.slow
-def test_while_a_peer_averages_it_holds_at_most_three_vectors(tmp_path: Path) -> None:
+@pytest.mark.parametrize("change_clip", [None, 64.0])
+def test_while_a_peer_averages_it_holds_at_most_three_vectors(
+    change_clip: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Weighed, "change_clip", change_clip)
     tracemalloc.start()
     try:
         pump = Weighed(tmp_path)

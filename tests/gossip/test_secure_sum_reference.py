@@ -2,6 +2,8 @@
 
     y_u = q_u + PRG(self key of u) + sum over v > u of PRG(pair key) - sum over v < u of PRG(pair key)   mod 2^32
 
+Where members share a base, q_u is of the change from it, and words have 16 bits: mod 2^16, but for the header.
+
 Nothing of p2pfl is used for it but the peers' secrets, their session's id, and the canonical encoding.
 """
 
@@ -17,12 +19,13 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from p2pfl.core.canonical import canonical
 from p2pfl.core.ids import Round
+from p2pfl.core.ledger import Checkpoint
 from p2pfl.core.machine import Effect, SendBulk, Vector
 from p2pfl.core.wire import Chunk, Part
 from p2pfl.gossip.session import Outcome
 from tests.group_pump import GroupPump, Node
 
-CLIP, WORD = 2.0**16, 2**32
+CLIP, CHANGE_CLIP, WORD = 2.0**16, 64.0, 2**32
 
 
 @dataclass
@@ -34,6 +37,7 @@ class Seen:
     session: bytes
     members: tuple[int, ...]
     vector: list[float]
+    bits: int
     chunks: dict[int, bytes] = field(default_factory=dict)
 
 
@@ -58,6 +62,7 @@ class Watched(GroupPump):
                     session.id,
                     session.enrolled,
                     [float(value) for value in session._vector],
+                    32 if session.changed_from is None else 16,
                 )
                 seen = self.seen.setdefault((place, effect.message.round), fresh)
                 seen.chunks[effect.message.chunk] = effect.payload.tobytes()
@@ -68,11 +73,16 @@ def hkdf(secret: bytes, salt: bytes, info: bytes) -> bytes:
     return HKDF(hashes.SHA256(), 32, salt, info).derive(secret)
 
 
-def stream(key: bytes, position: int, words: int) -> list[int]:
-    """AES-256 in counter mode from block 0, read as little endian words from byte `position` on."""
+def stream(key: bytes, position: int, words: int, size: int) -> list[int]:
+    """AES-256 in counter mode from block 0, read as little endian words of so many bytes from byte `position` on.
+
+    The first four have four bytes in any case.
+    """
     cipher = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
     data = cipher.update(bytes(position + 4 * words))[position:]
-    return [int.from_bytes(data[4 * i : 4 * i + 4], "little") for i in range(words)]
+    head = [data[4 * i : 4 * i + 4] for i in range(4)]
+    rest = [data[16 + size * i : 16 + size * (i + 1)] for i in range(words - 4)]
+    return [int.from_bytes(word, "little") for word in (*head, *rest)]
 
 
 def pair_key(one: Seen, public: bytes, session: bytes, names: tuple[str, str]) -> bytes:
@@ -86,13 +96,14 @@ def public(seen: Seen) -> bytes:
     return X25519PrivateKey.from_private_bytes(seen.private).public_key().public_bytes_raw()
 
 
-def quantized(value: float, members: int) -> int:
+def quantized(value: float, members: int, bits: int = 32) -> int:
     """Round alpha x in units of clip / largest, alpha = 1; float32 as the members compute."""
-    exact = (2**31 - 1) // members
+    clip = CLIP if bits == 32 else CHANGE_CLIP
+    exact = (2 ** (bits - 1) - 1) // members
     excess = max(0, exact.bit_length() - 24)
     largest = exact >> excess << excess
-    factor = np.float32(largest / CLIP)
-    if float(factor) > largest / CLIP:
+    factor = np.float32(largest / clip)
+    if float(factor) > largest / clip:
         factor = np.nextafter(factor, np.float32(0))
     rounded = int(np.rint(np.float32(value) * factor))
     return max(-largest, min(largest, rounded))
@@ -109,9 +120,10 @@ def masked(pump: Watched, who: int, round: Round, chunk: int) -> bytes:
     mine = pump.seen[who, round]
     members, values = mine.members, len(mine.vector)
     first, end = chunk * values // len(members), (chunk + 1) * values // len(members)
-    values_words = (quantized(value, len(members)) % WORD for value in mine.vector[first:end])
+    size = mine.bits // 8
+    values_words = (quantized(value, len(members), mine.bits) for value in mine.vector[first:end])
     words = [*header(len(members)), *values_words]
-    longest = 16 + 4 * -(-values // len(members))
+    longest = 16 + size * -(-values // len(members))
     position = chunk * (-(-longest // 16) * 16)
     keys = [(hkdf(mine.seed, mine.session, canonical(["p2pfl/self-mask/1", "aes"])), 1)]
     for other in members:
@@ -120,19 +132,25 @@ def masked(pump: Watched, who: int, round: Round, chunk: int) -> bytes:
             key = pair_key(mine, public(pump.seen[other, round]), mine.session, names)
             keys.append((key, 1 if names[1] > names[0] else -1))
     for key, sign in keys:
-        words = [
-            (word + sign * mask) % WORD for word, mask in zip(words, stream(key, position, len(words)), strict=True)
-        ]
-    return b"".join(word.to_bytes(4, "little") for word in words)
+        masks = stream(key, position, len(words), size)
+        words = [word + sign * mask for word, mask in zip(words, masks, strict=True)]
+    head = b"".join((word % WORD).to_bytes(4, "little") for word in words[:4])
+    return head + b"".join((word % 2**mine.bits).to_bytes(size, "little") for word in words[4:])
 
 
 @pytest.mark.parametrize("members", [3, 4, 5, 8])
-def test_every_byte_that_is_uploaded_is_what_the_formulas_say(members: int) -> None:
+@pytest.mark.parametrize("bits", [32, 16])
+def test_every_byte_that_is_uploaded_is_what_the_formulas_say(
+    members: int, bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if bits == 16:
+        monkeypatch.setattr(Watched, "change_clip", CHANGE_CLIP)
     pump = Watched(members, 37, rounds=2, group_size=members)
     pump.start()
     pump.run()
     assert len(pump.seen) == 2 * members
     for (who, round), seen in pump.seen.items():
+        assert seen.bits == bits
         assert set(seen.chunks) == set(range(members))
         for chunk, sent in seen.chunks.items():
             assert sent == masked(pump, who, round, chunk), f"member {who}, round {round}, chunk {chunk}"
@@ -154,6 +172,32 @@ def test_what_is_adopted_is_exactly_the_integer_sum_of_the_survivors(dropped: in
     for place in survivors:
         assert pump.nodes[place].rounds[0].outcome == Outcome.FULL
         assert np.array_equal(pump.nodes[place].adopted[Round(0)], expected)
+
+
+@pytest.mark.parametrize("dropped", range(3, 5))
+def test_what_is_adopted_is_the_base_with_the_integer_sum_of_the_survivors_changes(
+    dropped: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Watched, "change_clip", CHANGE_CLIP)
+    pump = Watched(5, 23, rounds=1, group_size=5)
+    base = pump.initial[:] = np.arange(23, dtype=np.float32) / 7
+    pump.drop = lambda sender, receiver, message: (
+        isinstance(message, Chunk) and message.part is Part.UPLOAD and sender == dropped
+    )
+    pump.start()
+    pump.run(until=lambda: all(node.rounds for node in pump.nodes.values()))
+    survivors = [place for place in range(5) if place != dropped]
+    largest = (2**15 - 1) // 5
+    unit = CHANGE_CLIP / largest
+    words = {who: [quantized(value, 5, 16) for value in pump.seen[who, Round(0)].vector] for who in survivors}
+    average = [sum(words[who][i] for who in survivors) * (unit / 4) for i in range(23)]
+    expected = np.array([float(base[i]) + average[i] for i in range(23)], np.float32)
+    for place in survivors:
+        kept = next(each for each in pump.nodes[place].records if isinstance(each, Checkpoint))
+        assert np.array_equal(kept.base, expected)
+        left = [pump.seen[place, Round(0)].vector[i] - words[place][i] * unit for i in range(23)]
+        assert kept.update is not None
+        assert np.array_equal(kept.update, np.array(left, np.float32))
 
 
 def test_no_word_on_the_wire_says_anything_about_the_value_under_it() -> None:

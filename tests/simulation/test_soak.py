@@ -70,6 +70,13 @@ def test_masked_sums_under_the_standard_mix(group: int, seeds: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+def test_changes_in_16_bits_under_the_standard_mix() -> None:
+    failures = run_seeds(range(60), group=8, masked=True, bits=16)
+    assert not failures, "\n".join(f"{failure.reason}: {failure.command()}" for failure in failures)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("topology", "peers", "mix", "seeds"),
     [("torus", 12, "standard", 25), ("exponential", 13, "hostile", 20), ("ring", 8, "standard", 15)],
