@@ -123,6 +123,26 @@ class _Transfer:
     until: float
 
 
+@dataclass
+class _Traffic:
+    """What is known of payloads under way, so that none is sent or asked for twice that may still come."""
+
+    quiet_at: float
+    """When the last payload came in."""
+    is_fed: bool = False
+    """Whether a payload began or ended to come in since the last `advance`."""
+    coming: dict[int, _Transfer] = field(default_factory=dict)
+    """By sender: the payload that was accepted and is not here yet."""
+    answered: dict[tuple[object, ...], float] = field(default_factory=dict)
+    """When a member, the first of each key, was last sent this."""
+    sent: set[tuple[object, ...]] = field(default_factory=set)
+    """Likewise, what has been sent since the last `advance`."""
+    signed_at: dict[int, float] = field(default_factory=dict)
+    """Since when a chunk's result is signed and not here."""
+    asked: int = 0
+    """How often a result was asked for of others than its signer; each time of another holder."""
+
+
 class Session:
     """One round of this peer's group; see the module.
 
@@ -151,7 +171,7 @@ class Session:
         """Whether others go on without this group's sum, so that this peer may too."""
         self.linked = frozenset(terms.group)
         """Members of the group that a link stands to, and this peer."""
-        self.heard_at: Callable[[int], float] = lambda who: math.inf
+        self.heard_at: Callable[[int], float] = dict.fromkeys(terms.group, math.inf).__getitem__
         """When a member last gave a sign of life."""
         self.clipped = 0
         """How many of the own values were beyond the clip."""
@@ -175,19 +195,7 @@ class Session:
         self._place: Vector | None = None
         """Where the average is written."""
         self._hashing: set[tuple[Part, int, int]] = set()
-        self._answered: dict[tuple[object, ...], float] = {}
-        self._asked = 0
-        """How often a chunk's result was asked for of others than its signer; each time of another holder."""
-        self._signed_at: dict[int, float] = {}
-        """Since when a chunk's result is signed and not here."""
-        self._sent: set[tuple[object, ...]] = set()
-        """As in `_answered`: what has been sent since the last `advance`."""
-        self._coming: dict[int, _Transfer] = {}
-        """By sender: the payload that was accepted and is not here yet."""
-        self._is_fed = False
-        """Whether a payload began or ended to come in since the last `advance`."""
-        self._quiet_at = now
-        """When the last payload came in."""
+        self._traffic = _Traffic(now)
         self._ready_at: float | None = None
         self._suspects: set[int] = set()
         self._refuted: set[int] = set()
@@ -452,18 +460,19 @@ class Session:
     def accepted(self, sender: int, chunk: Chunk, now: float) -> None:
         """Note that a chunk that was wanted is coming in."""
         until = now + self.patience.seconds + chunk.length / LEAST_RATE
-        self._coming[sender] = _Transfer(chunk.part, chunk.chunk, until)
-        self._is_fed, self._seen = True, None
+        self._traffic.coming[sender] = _Transfer(chunk.part, chunk.chunk, until)
+        self._traffic.is_fed, self._seen = True, None
 
     def link_down(self, who: int) -> None:
         """Forget what was under way from and to a member."""
-        self._coming.pop(who, None)
-        self._answered = {request: at for request, at in self._answered.items() if request[0] != who}
+        traffic = self._traffic
+        traffic.coming.pop(who, None)
+        traffic.answered = {request: at for request, at in traffic.answered.items() if request[0] != who}
 
     def received(self, sender: int, chunk: Chunk, payload: bytearray) -> list[Effect]:
         """Take a chunk that was wanted."""
-        self._coming.pop(sender, None)
-        self._is_fed, self._seen = True, None
+        self._traffic.coming.pop(sender, None)
+        self._traffic.is_fed, self._seen = True, None
         if self.wants_chunk(sender, chunk) is not None:
             return []  # something changed on its way
         data, masked, least = self._format.read(payload), self._masks is not None, self.terms.least_weight
@@ -508,9 +517,9 @@ class Session:
         return self._bulk(sender, want.part, chunk, payload) if self._may_answer(request, now, pause) else []
 
     def _may_answer(self, request: tuple[object, ...], now: float, pause: float = ANSWER_PAUSE) -> bool:
-        if now < self._answered.get(request, -1.0) + pause:
+        if now < self._traffic.answered.get(request, -1.0) + pause:
             return False
-        self._answered[request] = now
+        self._traffic.answered[request] = now
         return True
 
     # What follows
@@ -523,13 +532,11 @@ class Session:
             expected: members of the group that are linked and keep step.
         """
         due, self._now = self.wakes_at, now
-        self._answered.update(dict.fromkeys(self._sent, now))
-        self._sent.clear()
+        self._note_transfers()
         seen = (expected, self.linked, self.may_skip, self.training_ends)
         if self.outcome is not None or (seen == self._seen and (due is None or now < due)):
             return []
         work = self._work
-        self._note_transfers()
         effects = self._advertise()
         for stage in (
             partial(self._enroll, expected),
@@ -571,9 +578,12 @@ class Session:
         return len(self._work.members) * self.terms.parameters / LEAST_WORK
 
     def _note_transfers(self) -> None:
-        self._coming = {who: each for who, each in self._coming.items() if self._now < each.until}
-        if self._coming or self._is_fed:
-            self._quiet_at, self._is_fed = self._now, False
+        traffic = self._traffic
+        traffic.answered.update(dict.fromkeys(traffic.sent, self._now))
+        traffic.sent.clear()
+        traffic.coming = {who: each for who, each in traffic.coming.items() if self._now < each.until}
+        if traffic.coming or traffic.is_fed:
+            traffic.quiet_at, traffic.is_fed = self._now, False
 
     def _allow(self, name: str, seconds: float, transfer: float) -> None:
         """Set how long to wait for what comes in: beside what is under way, and at most.
@@ -588,7 +598,7 @@ class Session:
 
     def _is_over(self, name: str) -> bool:
         """Return whether a deadline that `_allow` set is over; none passes while something is coming in."""
-        is_quiet = self._now >= self._quiet_at + self._stage
+        is_quiet = self._now >= self._traffic.quiet_at + self._stage
         return (self._is_due(name) and is_quiet) or self._is_due(f"{name} at most")
 
     def _lasts(self, name: str, holds: bool, seconds: float) -> bool:
@@ -1135,7 +1145,7 @@ class Session:
         """Yield (whom to ask, what) for each chunk that should be here, and is not known to be under way."""
         work = self._work
         results = self._statements.signed(Result, work.session)
-        coming = {each.chunk for each in self._coming.values() if each.part is Part.RESULT}
+        coming = {each.chunk for each in self._traffic.coming.values() if each.part is Part.RESULT}
         for chunk in results:
             here = chunk in self._results or chunk in self._decoding or (Part.RESULT, chunk, 0) in self._hashing
             if not here and chunk not in coming:
@@ -1146,22 +1156,22 @@ class Session:
             committed = self._statements.signed(Roots, work.session)
             for chunk, who in self._mine():
                 # Who has not committed to its chunks yet is still cutting them; and one comes after the other.
-                idle = who in self.linked and who in committed and who not in self._coming
+                idle = who in self.linked and who in committed and who not in self._traffic.coming
                 held = (chunk, who) in self._uploads or (Part.UPLOAD, chunk, who) in self._hashing
-                if who != self.terms.me and idle and not held:
-                    if not work.acknowledged or self._is_missing(chunk, who):
-                        yield who, Part.UPLOAD, chunk
+                wanted = not held and (not work.acknowledged or self._is_missing(chunk, who))
+                if who != self.terms.me and idle and wanted:
+                    yield who, Part.UPLOAD, chunk
 
     def _holder(self, chunk: int, signer: int) -> int | None:
         """Return whom to ask for a result: its signer; when that was in vain, whoever else may have it by now."""
-        since = self._signed_at.setdefault(chunk, self._now)
+        since = self._traffic.signed_at.setdefault(chunk, self._now)
         usual = 2 * self.patience.seconds + _usual_seconds(self._format.size(chunk))
         if signer in self.linked and self._now < since + usual:
-            return signer if signer not in self._coming else None
+            return signer if signer not in self._traffic.coming else None
         others = self._work.members if self.terms.centre is None else self._aggregators
         holders = [who for who in (signer, *others) if who != self.terms.me and who in self.linked]
-        self._asked += 1
-        return holders[self._asked % len(holders)] if holders else None
+        self._traffic.asked += 1
+        return holders[self._traffic.asked % len(holders)] if holders else None
 
     # The end
 
@@ -1200,7 +1210,7 @@ class Session:
             reveals = self._statements.signed(Reveal, self._work.session)
             givers = self._reached.union(self._statements.signed(Returned, self._work.session)).intersection(members)
             lost = lost or (not reveals.keys() >= set(survivors) and len(givers) < threshold(len(members)))
-        is_quiet = self._now >= self._quiet_at + self._stage
+        is_quiet = self._now >= self._traffic.quiet_at + self._stage
         return self._lasts("hopeless", lost and is_quiet, (2 + 8) * self._stage)
 
     def holds(self, statement: Statement) -> bool:
@@ -1261,15 +1271,13 @@ class Session:
     def _bulk(self, who: int, part: Part, chunk: int, payload: Payload) -> list[Effect]:
         if who == self.terms.me:  # its own deputy, in a group of one
             return []
-        self._sent.add((who, part, chunk))
+        self._traffic.sent.add((who, part, chunk))
         message = Chunk(self.terms.charter, self.terms.round, self._work.session, part, chunk, payload.nbytes)
         return [SendBulk((self.terms.roster[who],), message, payload)]
 
 
 def _usual_seconds(size: int) -> float:
-    """Return the seconds after which a payload of so many bytes is worth being sent again: at eight times the least
-    rate, a guess.
-    """
+    """Return the seconds after which so many bytes should be there: at eight times the least rate, a guess."""
     return size / LEAST_RATE / 8
 
 
