@@ -363,7 +363,7 @@ class GroupMachine:
             case Received(peer, message):
                 return self._guarded(peer, message, now) or self._on_message(self._places[peer], message, now)
             case BulkOffered(peer, message):
-                return self._guarded(peer, message, now) or self._on_offer(self._places[peer], message)
+                return self._guarded(peer, message, now) or self._on_offer(self._places[peer], message, now)
             case BulkReceived(peer, message, payload):
                 return self._on_bulk(self._places[peer], message, payload, now)
             case TimerFired(key):
@@ -409,6 +409,8 @@ class GroupMachine:
             return []
         self._members[place].linked = False
         self._sync.pop(place, None)
+        if self._session is not None:
+            self._session.link_down(place)
         if not self._members.linked():
             self._cut_off_at = now
         return [Emit(LinkChanged(self._plan.names[place], up=False, reason=reason))]
@@ -520,7 +522,7 @@ class GroupMachine:
     def _session_of(self, round: Round) -> Session | None:
         return self._session if round == self._round else self._past.get(round)
 
-    def _on_offer(self, place: int, message: Message) -> list[Effect]:
+    def _on_offer(self, place: int, message: Message, now: Seconds) -> list[Effect]:
         peer = self._plan.roster[place]
         if not isinstance(message, Chunk):
             return self._drop(peer, Malformed("announced a payload that no group sends", peer))
@@ -535,7 +537,11 @@ class GroupMachine:
             refusal = self._refusal(place, message)
         except RemoteError as error:
             return self._drop(peer, replace_peer(error, peer))
-        return [AcceptBulk() if refusal is None else RefuseBulk(refusal)]
+        if refusal is not None:
+            return [RefuseBulk(refusal)]
+        if self._session is not None and message.part is not Part.AVERAGE:
+            self._session.accepted(place, message, now)
+        return [AcceptBulk()]
 
     def _refusal(self, place: int, chunk: Chunk) -> str | None:
         if chunk.part is Part.AVERAGE:
@@ -600,6 +606,7 @@ class GroupMachine:
         # After training only averages meet that were released before; and what a mask hid must not come out there.
         masks, terms = self._masks_of(self._round), self._plan.terms(self._round)
         session = Session(terms, self._keyring, self._patience, now, masks, self.weight, self._base)
+        session.heard_at = lambda who: self._members[who].heard_at
         self._session = session
         effects: list[Effect] = [self._ping(place) for place in self._members.linked()]
         if self._round < self._plan.rounds:
@@ -681,6 +688,7 @@ class GroupMachine:
         if session is None or self._closing is not None:
             return []
         session.may_skip = self._are_enough_here()
+        session.linked = self._members.linked_in(session.terms.group, self._plan.me)
         effects = []
         if self._sits_out(session, now) and session.is_trained:
             session.give_up()

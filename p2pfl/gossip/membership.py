@@ -88,6 +88,10 @@ class Members:
         """Return the members with a link."""
         return [place for place, known in self._known.items() if known.linked]
 
+    def linked_in(self, group: Sequence[int], me: int) -> frozenset[int]:
+        """Return who of a group has a link to `me`, and `me`."""
+        return frozenset(who for who in group if who == me or self._known[who].linked)
+
     def standing(self, round: Round) -> dict[int, Standing]:
         """Return how each member seems in `round`."""
         return {place: known.standing(round) for place, known in self._known.items()}

@@ -26,10 +26,14 @@ class Patience:
     backoff: int = 1
 
     @property
+    def unmeasured(self) -> float:
+        """How long to wait before anything was measured: the geometric middle of the bounds, a guess."""
+        return math.sqrt(self.least * self.most)
+
+    @property
     def seconds(self) -> float:
-        """How long to wait now. Before anything was measured, the geometric middle of the bounds: a guess."""
-        unmeasured = math.sqrt(self.least * self.most)
-        wait = unmeasured if self.mean is None else self.mean + VARIATIONS * self.variation
+        """How long to wait now."""
+        wait = self.unmeasured if self.mean is None else self.mean + VARIATIONS * self.variation
         return min(self.most, max(self.least, wait * self.backoff))
 
     def after(self, measured: float) -> "Patience":

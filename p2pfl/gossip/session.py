@@ -17,7 +17,8 @@ Owns the stages of one round. Must not know training, models or other rounds: th
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
@@ -61,6 +62,8 @@ from p2pfl.gossip.statement_store import Statements, said_as
 NO_SESSION = bytes(SESSION_BYTES)
 LEAST_RATE = 64 * 1024.0
 """Bytes a second below which a transfer counts as failed; a guess."""
+LEAST_WORK = 2.0**22
+"""Words a second that a member masks, cuts or sums at least; a guess, a hundredth of what one core does."""
 REPEATS = 4
 """How often a peer asks for what it lacks before it takes somebody for gone; a guess: where every second message is
 lost, one in sixteen stays so."""
@@ -108,7 +111,38 @@ class _Work:
     told_of: tuple[int, int] = (0, 0)
     returned: bool = False
     deputizes: bool = False
+    acknowledged: bool = False
+    """Whether this peer has said whose chunks it holds; a leaf of a star, which holds none, once it has uploaded."""
     reducing: set[int] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class _Transfer:
+    """A payload that comes in, and the time at which it counts as failed."""
+
+    part: Part
+    chunk: int
+    until: float
+
+
+@dataclass
+class _Traffic:
+    """What is known of payloads under way, so that none is sent or asked for twice that may still come."""
+
+    quiet_at: float
+    """When the last payload came in."""
+    is_fed: bool = False
+    """Whether a payload began or ended to come in since the last `advance`."""
+    coming: dict[int, _Transfer] = field(default_factory=dict)
+    """By sender: the payload that was accepted and is not here yet."""
+    answered: dict[tuple[object, ...], float] = field(default_factory=dict)
+    """When a member, the first of each key, was last sent this."""
+    sent: set[tuple[object, ...]] = field(default_factory=set)
+    """Likewise, what has been sent since the last `advance`."""
+    signed_at: dict[int, float] = field(default_factory=dict)
+    """Since when a chunk's result is signed and not here."""
+    asked: int = 0
+    """How often a result was asked for of others than its signer; each time of another holder."""
 
 
 class Session:
@@ -145,6 +179,10 @@ class Session:
         """When this peer expects to have trained, once that is near enough to advert it."""
         self.may_skip = False
         """Whether others go on without this group's sum, so that this peer may too."""
+        self.linked = frozenset(terms.group)
+        """Members of the group that a link stands to, and this peer."""
+        self.heard_at: Callable[[int], float] = dict.fromkeys(terms.group, math.inf).__getitem__
+        """When a member last gave a sign of life."""
         self.clipped = 0
         """How many of the own values were beyond the clip."""
         self._keyring = keyring
@@ -167,9 +205,7 @@ class Session:
         self._place: Vector | None = None
         """Where the average is written."""
         self._hashing: set[tuple[Part, int, int]] = set()
-        self._answered: dict[tuple[object, ...], float] = {}
-        self._asked = 0
-        """How often a chunk's result was asked for; each time of another holder."""
+        self._traffic = _Traffic(now)
         self._ready_at: float | None = None
         self._suspects: set[int] = set()
         self._refuted: set[int] = set()
@@ -420,7 +456,8 @@ class Session:
                 return False
             aggregator, deputy = self._holders(content.chunk)
             if statement.signer == deputy != aggregator and self._work.enrolled:
-                return self._now >= self._at.get("deputy", 0.0) - self._stage
+                overdue = self._now >= self._at.get("deputy", 0.0) - self._stage
+                return overdue or aggregator not in self.linked
             return statement.signer in (aggregator, deputy)
         return True
 
@@ -455,7 +492,7 @@ class Session:
             return "summed already"
         if (chunk.chunk, sender) in self._uploads or (Part.UPLOAD, chunk.chunk, sender) in self._hashing:
             return "here already"
-        if self._is_acknowledged() and not self._is_missing(chunk.chunk, sender):
+        if work.acknowledged and not self._is_missing(chunk.chunk, sender):
             return "this peer's acknowledgement is signed already"
         return None if self._is_mine(chunk.chunk, sender) else "for another aggregator"
 
@@ -468,8 +505,22 @@ class Session:
         """Whether the others average changes from a base that this peer does not have; then it cannot read them."""
         return self._work.base not in (b"", self._base_digest)
 
+    def accepted(self, sender: int, chunk: Chunk, now: float) -> None:
+        """Note that a chunk that was wanted is coming in."""
+        until = now + self.patience.seconds + chunk.length / LEAST_RATE
+        self._traffic.coming[sender] = _Transfer(chunk.part, chunk.chunk, until)
+        self._traffic.is_fed, self._seen = True, None
+
+    def link_down(self, who: int) -> None:
+        """Forget what was under way from and to a member."""
+        traffic = self._traffic
+        traffic.coming.pop(who, None)
+        traffic.answered = {request: at for request, at in traffic.answered.items() if request[0] != who}
+
     def received(self, sender: int, chunk: Chunk, payload: bytearray) -> list[Effect]:
         """Take a chunk that was wanted."""
+        self._traffic.coming.pop(sender, None)
+        self._traffic.is_fed, self._seen = True, None
         if self.wants_chunk(sender, chunk) is not None:
             return []  # something changed on its way
         data, masked, least = self._format.read(payload), self._masks is not None, self.terms.least_weight
@@ -485,7 +536,7 @@ class Session:
 
     def answer_have(self, sender: int, have: Have, now: float) -> list[Effect]:
         """Send a member of the group what it lacks of this round's statements."""
-        if sender not in self.terms.group or not self._may_answer(("have", sender), now):
+        if sender not in self.terms.group or not self._may_answer((sender, "have"), now):
             return []
         attempt, session = self._work.attempt, self._work.session
         effects: list[Effect] = []
@@ -499,7 +550,7 @@ class Session:
         return effects
 
     def answer_want(self, sender: int, want: Want, now: float) -> list[Effect]:
-        """Send a chunk again to a member of the group that may have it."""
+        """Send a chunk again to a member of the group that may have it, unless it may still be on its way."""
         work, chunk = self._work, want.chunk
         if want.session != work.session or chunk >= len(self._aggregators) or sender not in self.terms.group:
             return []
@@ -509,13 +560,14 @@ class Session:
             payload = self._chunks[chunk]
         else:
             return []
-        pause = self.patience.least / 2 + payload.nbytes / LEAST_RATE / 8
-        return self._bulk(sender, want.part, chunk, payload) if self._may_answer((sender, want), now, pause) else []
+        pause = self.patience.least / 2 + _usual_seconds(payload.nbytes)
+        request = (sender, want.part, chunk)
+        return self._bulk(sender, want.part, chunk, payload) if self._may_answer(request, now, pause) else []
 
     def _may_answer(self, request: tuple[object, ...], now: float, pause: float = ANSWER_PAUSE) -> bool:
-        if now < self._answered.get(request, -1.0) + pause:
+        if now < self._traffic.answered.get(request, -1.0) + pause:
             return False
-        self._answered[request] = now
+        self._traffic.answered[request] = now
         return True
 
     # What follows
@@ -528,7 +580,8 @@ class Session:
             expected: members of the group that are linked and keep step.
         """
         due, self._now = self.wakes_at, now
-        seen = (expected, self.may_skip, self.training_ends)
+        self._note_transfers()
+        seen = (expected, self.linked, self.may_skip, self.training_ends)
         if self.outcome is not None or (seen == self._seen and (due is None or now < due)):
             return []
         work = self._work
@@ -558,9 +611,61 @@ class Session:
         return REPEATS * self.patience.seconds
 
     @property
+    def _longest_stage(self) -> float:
+        """Seconds that no member waits longer in a stage, whatever it has measured."""
+        return REPEATS * self.patience.most
+
+    @property
     def _transfer(self) -> float:
         """Seconds in which a whole vector comes or goes at the least rate."""
         return 8 * self.terms.parameters / LEAST_RATE
+
+    @property
+    def _working(self) -> float:
+        """Seconds in which the slowest member has masked and cut its vector, or summed its chunk."""
+        return len(self._work.members) * self.terms.parameters / LEAST_WORK
+
+    def _note_transfers(self) -> None:
+        traffic = self._traffic
+        traffic.answered.update(dict.fromkeys(traffic.sent, self._now))
+        traffic.sent.clear()
+        traffic.coming = {who: each for who, each in traffic.coming.items() if self._now < each.until}
+        if traffic.coming or traffic.is_fed:
+            traffic.quiet_at, traffic.is_fed = self._now, False
+
+    def _allow(self, name: str, seconds: float, transfer: float) -> None:
+        """Set how long to wait for what comes in: beside what is under way, and at most.
+
+        Args:
+            name: of the deadline.
+            seconds: within which it begins to come in.
+            transfer: that it may take at the least rate.
+        """
+        self._set(name, seconds + self._working)
+        self._set(f"{name} at most", seconds + self._working + transfer)
+
+    def _is_over(self, name: str) -> bool:
+        """Return whether a deadline that `_allow` set is over; none passes while something is coming in."""
+        is_quiet = self._now >= self._traffic.quiet_at + self._stage
+        return (self._is_due(name) and is_quiet) or self._is_due(f"{name} at most")
+
+    def _lasts(self, name: str, holds: bool, seconds: float) -> bool:
+        """Return whether something has held so long without a break, as far as this peer saw."""
+        if not holds:
+            self._at.pop(name, None)
+            return False
+        self._set(name, seconds)
+        return self._is_due(name)
+
+    def _is_here(self, who: int) -> bool:
+        """Return whether a member has given a sign of life just now: each asks for what it lacks, now and then."""
+        lately = REPEATS * self.patience.unmeasured
+        return who == self.terms.me or (who in self.linked and self._now <= self.heard_at(who) + lately)
+
+    @property
+    def _reached(self) -> frozenset[int]:
+        """The members of the group that statements come from: in a star through the centre."""
+        return frozenset(self.terms.group) if self.terms.centre in self.linked else self.linked
 
     def _is_due(self, name: str) -> bool:
         return self._now >= self._at.get(name, float("inf"))
@@ -654,7 +759,7 @@ class Session:
 
     def _go_to(self, attempt: int) -> None:
         self._work = _Work(attempt=attempt)
-        self._at = {}
+        self._at = {name: at for name, at in self._at.items() if name == "skip"}
         self._ready_at = None
 
     def _try_again(self) -> list[Effect]:
@@ -744,7 +849,7 @@ class Session:
             work.began = True
             adverts = self._statements.of(Advert, work.attempt)
             training = max(min(adverts[member].seconds, self.terms.patience) for member in work.members)
-            self._set("collect", training + 2 * self._stage + self._transfer)
+            self._allow("collect", training + 2 * self._stage, self._transfer)
             return []
         # Whoever has uploaded has seen everybody's word; it will show it to us.
         if not began and self._is_ahead_in_attempts():
@@ -776,7 +881,7 @@ class Session:
 
     def _upload(self) -> list[Effect]:
         work = self._work
-        is_late = self._is_due("collect") or self.survivors is not None
+        is_late = self._is_over("collect") or self.survivors is not None
         if not work.began or work.uploading or self._vector is None or is_late:
             return []
         work.uploading = True
@@ -875,46 +980,56 @@ class Session:
 
     # Agree
 
-    def _is_acknowledged(self) -> bool:
-        """Return whether this peer has said whose chunks it holds; a leaf of a star, that holds none, has at once."""
-        if self.terms.me not in self._aggregators:
-            return "propose" in self._at
-        return self.terms.me in self._statements.signed(Acknowledged, self._work.session)
-
     def _acknowledge(self) -> list[Effect]:
         work = self._work
-        if not work.began or self._is_acknowledged():
+        if not work.began or work.acknowledged:
             return []
         missing = {who for chunk, who in self._mine() if not self._is_whole(chunk, who)}
-        if missing and not self._is_due("collect"):
+        if missing and not self._is_over("collect"):
             return []
-        uploaders = tuple(who for who in work.members if who not in missing)
-        # From when all others have acknowledged: one that has everything early must not leave out whoever waits.
-        others = max(0.0, self._at["collect"] - self._now)
-        rank = sorted(work.members, key=self._order).index(self.terms.me)
-        self._set("propose", others + (1 + rank) * self._stage)
-        self._set("certify", others + (min(len(work.members), 4) + 3) * self._stage)
+        work.acknowledged = True
+        # Not before all others can have acknowledged, whatever they measured: who gives up early is a vote less.
+        others = max(0.0, self._at["collect at most"] - self._now)
+        self._set("propose at most", others + 2 * self._longest_stage)
+        self._set("certify", others + (min(len(work.members), 4) + 3) * self._longest_stage)
         if self.terms.me not in self._aggregators:
             return []
-        return self._state(Acknowledged(self.terms.round, work.session, uploaders))
+        return self._state(Acknowledged(self.terms.round, work.session, tuple(sorted(set(work.members) - missing))))
 
     def _propose(self) -> list[Effect]:
         work = self._work
-        if not self._is_acknowledged() or self.survivors is not None:
+        if not work.acknowledged or self.survivors is not None:
             return []
         proposals = self._statements.of(Proposal, work.session)
-        lists = {who: set(each.uploaders) for who, each in self._statements.of(Acknowledged, work.session).items()}
-        first = min(work.members, key=self._order) == self.terms.me and len(lists) == len(self._aggregators)
-        if self.terms.me in proposals or not (first or self._is_due("propose")):
+        lists = {who: set(each.uploaders) for who, each in self._acknowledgements.items()}
+        if self.terms.me in proposals or not self._may_propose(lists):
             return []
         voted = {vote.survivors for vote in self._statements.of(Vote, work.session).values()}
         for proposal in proposals.values():
             if proposal.survivors in voted and self._is_founded(proposal):
                 return self._state(proposal)
-        live, survivors = _largest(lists, work.members, self._aggregators)
+        here = frozenset(filter(self._is_here, work.members))
+        live, survivors = _largest(lists, work.members, self._aggregators, here)
         if len(survivors) < self.terms.least:
             return []
         return self._state(Proposal(self.terms.round, work.session, live, survivors))
+
+    def _may_propose(self, lists: Mapping[int, set[int]]) -> bool:
+        """Return whether it is this peer's turn: enough acknowledgements are here, and those that lack will not come.
+
+        One that has everything early must not leave out whoever waits, and with too few nobody would heed it.
+        """
+        aggregators = self._aggregators
+        rank = sorted(self._work.members, key=self._order).index(self.terms.me)
+        enough = len(lists) >= threshold(len(aggregators))
+        complete = len(lists) == len(aggregators)
+        awaited = not complete and any(self._is_here(who) for who in aggregators if who not in lists)
+        in_turn = self._lasts("propose", enough and not awaited, (rank + (not complete)) * self._stage)
+        return in_turn or (enough and self._is_due("propose at most"))
+
+    @property
+    def _acknowledgements(self) -> Mapping[int, Acknowledged]:
+        return self._statements.of(Acknowledged, self._work.session)
 
     def _is_founded(self, proposal: Proposal) -> bool:
         """Return whether the acknowledgements say what a proposal does, and enough members sign them."""
@@ -926,12 +1041,11 @@ class Session:
 
     def _vote(self) -> list[Effect]:
         work = self._work
-        if work.voting is not None or not self._is_acknowledged() or self._is_due("certify"):
+        if work.voting is not None or not work.acknowledged or self._is_due("certify"):
             return []
         for _, proposal in sorted(self._statements.of(Proposal, work.session).items(), key=self._order):
             enough = len(proposal.survivors) >= self.terms.least
-            heeded = self.terms.me in proposal.live or self.terms.me not in self._aggregators
-            if enough and heeded and self._is_founded(proposal):
+            if enough and self._is_founded(proposal):
                 work.voting = proposal.survivors
                 return [Persist("voted", Voted(self.terms.round, work.session, proposal.survivors))]
         return []
@@ -954,8 +1068,8 @@ class Session:
             self._at.pop("certify", None)
             unmasking = 0 if self._masks is None else 2 * self._stage
             self._set("silent", self._stage)
-            self._set("deputy", unmasking + 2 * self._stage + self._transfer / 2)
-            self._set("reduce", unmasking + 8 * self._stage + 2 * self._transfer)
+            self._allow("deputy", unmasking + 2 * self._stage, self._transfer / 2)
+            self._allow("reduce", (2 + 8) * self._longest_stage, 2 * self._transfer)
         effects = self._decode()
         if not work.enrolled:
             return effects
@@ -966,7 +1080,8 @@ class Session:
             return effects
         before = chunks[1]
         # Also one that signed its result and sends it to nobody.
-        orphaned = self._is_due("deputy") and before not in self._results
+        gone = self._lasts("orphaned", self._holders(before)[0] not in self.linked, self._stage)
+        orphaned = before not in self._results and (gone or self._is_over("deputy"))
         if orphaned and not work.deputizes:
             work.deputizes = True
             self._at["repeat"] = self._now
@@ -1105,22 +1220,36 @@ class Session:
         return sum(1 << (who if kind is Result else self.terms.group.index(who)) for who in held)
 
     def _lacking(self) -> Iterable[tuple[int, Part, int]]:
-        """Yield (whom to ask, what) for each chunk that should be here."""
+        """Yield (whom to ask, what) for each chunk that should be here, and is not known to be under way."""
         work = self._work
         results = self._statements.signed(Result, work.session)
+        coming = {each.chunk for each in self._traffic.coming.values() if each.part is Part.RESULT}
         for chunk in results:
-            if chunk not in self._results and not self._lacks_base:
-                # The signer first; when that was in vain, whoever else may have it by now.
-                others = work.members if self.terms.centre is None else self._aggregators
-                holders = [results[chunk].signer, *(who for who in others if who != self.terms.me)]
-                yield holders[self._asked % len(holders)], Part.RESULT, chunk
-                self._asked += 1
+            here = chunk in self._results or chunk in self._decoding or (Part.RESULT, chunk, 0) in self._hashing
+            if not here and chunk not in coming and not self._lacks_base:
+                holder = self._holder(chunk, results[chunk].signer)
+                if holder is not None:
+                    yield holder, Part.RESULT, chunk
         if work.enrolled and work.began:
-            frozen = self._is_acknowledged()
+            committed = self._statements.signed(Roots, work.session)
             for chunk, who in self._mine():
-                held = (chunk, who) in self._uploads
-                if who != self.terms.me and not held and (not frozen or self._is_missing(chunk, who)):
+                # Who has not committed to its chunks yet is still cutting them; and one comes after the other.
+                idle = who in self.linked and who in committed and who not in self._traffic.coming
+                held = (chunk, who) in self._uploads or (Part.UPLOAD, chunk, who) in self._hashing
+                wanted = not held and (not work.acknowledged or self._is_missing(chunk, who))
+                if who != self.terms.me and idle and wanted:
                     yield who, Part.UPLOAD, chunk
+
+    def _holder(self, chunk: int, signer: int) -> int | None:
+        """Return whom to ask for a result: its signer; when that was in vain, whoever else may have it by now."""
+        since = self._traffic.signed_at.setdefault(chunk, self._now)
+        usual = 2 * self.patience.seconds + _usual_seconds(self._format.size(chunk))
+        if signer in self.linked and self._now < since + usual:
+            return signer if signer not in self._traffic.coming else None
+        others = self._work.members if self.terms.centre is None else self._aggregators
+        holders = [who for who in (signer, *others) if who != self.terms.me and who in self.linked]
+        self._traffic.asked += 1
+        return holders[self._traffic.asked % len(holders)] if holders else None
 
     # The end
 
@@ -1129,16 +1258,39 @@ class Session:
         if self.survivors is not None:
             if self.is_released:
                 return Outcome.FULL if self.terms.me in self.survivors and work.uploaded else Outcome.LATE
-            if not self._is_due("reduce") and not (self._base_digest is not None and self._lacks_base):
+            lacking = self._base_digest is not None and self._lacks_base
+            if not self._is_over("reduce") and not self._is_hopeless() and not lacking:
                 return None
             if self._results:
                 return Outcome.PARTIAL
             return Outcome.VOID if work.uploading else Outcome.SKIP
-        if self._is_due("certify"):
+        if self._is_due("certify") or self._are_votes_lacking():
             return Outcome.VOID if work.uploading else Outcome.SKIP
-        if self._is_due("failed") or (self.is_short and self.may_skip):
+        # Who has only just come here is still to say that it takes part.
+        may_skip = self._lasts("skip", self.may_skip, self.terms.patience)
+        if self._is_due("failed") or (self.is_short and may_skip):
             return Outcome.SKIP
         return None
+
+    def _are_votes_lacking(self) -> bool:
+        """Return whether too few members are left for a certificate, and have been for long."""
+        work = self._work
+        voters = self._reached.union(self._statements.signed(Vote, work.session))
+        few = work.acknowledged and len(voters.intersection(work.members)) < threshold(len(work.members))
+        return self._lasts("voters", few, (min(len(work.members), 4) + 3) * self._stage)
+
+    def _is_hopeless(self) -> bool:
+        """Return whether nobody is left who could make the results that lack, and nobody has been for long."""
+        members, survivors = self._work.members, self.survivors or ()
+        lists = {who: set(each.uploaders) for who, each in self._acknowledgements.items()}
+        lacking = (chunk for chunk in range(self._format.chunks) if chunk not in self._results)
+        lost = not any(_is_summable(chunk, survivors, lists, self._aggregators, self._reached) for chunk in lacking)
+        if self._masks is not None:
+            reveals = self._statements.signed(Reveal, self._work.session)
+            givers = self._reached.union(self._statements.signed(Returned, self._work.session)).intersection(members)
+            lost = lost or (not reveals.keys() >= set(survivors) and len(givers) < threshold(len(members)))
+        is_quiet = self._now >= self._traffic.quiet_at + self._stage
+        return self._lasts("hopeless", lost and is_quiet, (2 + 8) * self._stage)
 
     def holds(self, statement: Statement) -> bool:
         """Return whether this very statement is here."""
@@ -1203,6 +1355,7 @@ class Session:
     def _bulk(self, who: int, part: Part, chunk: int, payload: Payload) -> list[Effect]:
         if who == self.terms.me:  # its own deputy, in a group of one
             return []
+        self._traffic.sent.add((who, part, chunk))
         message = Chunk(self.terms.charter, self.terms.round, self._work.session, part, chunk, payload.nbytes)
         return [SendBulk((self.terms.roster[who],), message, payload)]
 
@@ -1210,6 +1363,11 @@ class Session:
 def _less(vector: Vector, base: Vector) -> Vector:
     """Return the change from the base, in the place of the vector if it can be written to."""
     return np.subtract(vector, base, out=vector if vector.flags.writeable else None)
+
+
+def _usual_seconds(size: int) -> float:
+    """Return the seconds after which so many bytes should be there: at eight times the least rate, a guess."""
+    return size / LEAST_RATE / 8
 
 
 def _decoded(
@@ -1253,22 +1411,45 @@ def _shared(lists: Mapping[int, set[int]], members: Sequence[int], aggregators: 
 
 
 def _largest(
-    lists: Mapping[int, set[int]], members: Sequence[int], aggregators: Sequence[int]
+    lists: Mapping[int, set[int]], members: Sequence[int], aggregators: Sequence[int], here: frozenset[int]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Choose whose acknowledgements count, at least three quarters of the aggregators', so that many survive.
+    """Choose whose acknowledgements count, at least three quarters of the aggregators'.
+
+    So that first as few chunks as can be are lost, should those that are not here be gone; then as many of those that
+    are here survive, and as many of all. One aggregator that received little, or says so, would else cost everybody
+    the round; its deputy takes its chunk.
 
     Returns:
         whose count, and who survives.
-
-    One aggregator that received little, or says so, would else cost everybody the round; its deputy takes its chunk.
     """
+
+    def value(live: Sequence[int]) -> tuple[int, int, int]:
+        survivors = _shared({who: lists[who] for who in live}, members, aggregators)
+        chunks = range(len(aggregators))
+        kept = sum(_is_summable(chunk, survivors, lists, aggregators, here) for chunk in chunks)
+        return kept, len(here.intersection(survivors)), len(survivors)
+
     live = [who for who in aggregators if who in lists]
-    survivors = _shared({who: lists[who] for who in live}, members, aggregators)
+    best = value(live)
     while len(live) > threshold(len(aggregators)):
-        shortest = min(live, key=lambda who: (len(lists[who]), who))
-        fewer = [who for who in live if who != shortest]
-        more = _shared({who: lists[who] for who in fewer}, members, aggregators)
-        if len(more) <= len(survivors):
+        fewer = [[who for who in live if who != left] for left in sorted(live, key=lambda who: (len(lists[who]), who))]
+        values = [value(each) for each in fewer]
+        if max(values) <= best:
             break
-        live, survivors = fewer, more
-    return tuple(live), survivors
+        best = max(values)
+        live = fewer[values.index(best)]
+    return tuple(live), _shared({who: lists[who] for who in live}, members, aggregators)
+
+
+def _is_summable(
+    chunk: int,
+    survivors: Sequence[int],
+    lists: Mapping[int, set[int]],
+    aggregators: Sequence[int],
+    here: frozenset[int],
+) -> bool:
+    """Return whether a chunk can be averaged by those that are here, with what they acknowledged or send again."""
+    aggregator, deputy = pair(aggregators, chunk)
+    gone = {who for who in survivors if who not in here}
+    by_aggregator = aggregator in here and gone <= lists.get(aggregator, set())
+    return by_aggregator or (deputy in here and gone <= {aggregator})

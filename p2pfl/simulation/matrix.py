@@ -26,7 +26,7 @@ from p2pfl.core.errors import InvalidConfig
 from p2pfl.core.ids import Round
 from p2pfl.core.ledger import Uploading
 from p2pfl.core.machine import Effect, Emit, Input, Persist, Received, Send, SendBulk, Vector
-from p2pfl.core.statements import Content, Enrolment, Proposal, Returned, Reveal, Statement, Vote
+from p2pfl.core.statements import Content, Enrolment, Returned, Reveal, Statement, Vote
 from p2pfl.core.trace import RoundEnded
 from p2pfl.core.wire import Chunk, Part, Told
 from p2pfl.crypto.ring import WEIGHT_ONE, Ring
@@ -237,7 +237,6 @@ class Witness:
         heard: (session, signer, kind) -> receiver -> the time at which it first heard that.
         enrolments: by session.
         votes: session -> survivors -> who signed that.
-        proposals: by session.
         contributions: (session, place) -> float32 [parameters], what went into the upload.
         records: place -> each round's record, and the base after it.
     """
@@ -246,7 +245,6 @@ class Witness:
     heard: dict[tuple[bytes, int, str], dict[int, float]] = field(default_factory=dict)
     enrolments: dict[bytes, Enrolment] = field(default_factory=dict)
     votes: dict[bytes, dict[tuple[int, ...], set[int]]] = field(default_factory=dict)
-    proposals: dict[bytes, list[Proposal]] = field(default_factory=dict)
     contributions: dict[tuple[bytes, int], Vector] = field(default_factory=dict)
     records: dict[int, list[tuple[RoundEnded, Vector]]] = field(default_factory=dict)
 
@@ -274,8 +272,6 @@ class Witness:
             self.enrolments.setdefault(session_id(terms, content), content)
         elif isinstance(content, Vote):
             self.votes.setdefault(content.session, {}).setdefault(content.survivors, set()).add(statement.signer)
-        elif isinstance(content, Proposal):
-            self.proposals.setdefault(content.session, []).append(content)
 
     def certificate(self, session: bytes) -> tuple[int, ...] | None:
         """Return the survivors that enough members signed.
@@ -442,9 +438,10 @@ def possible_outcomes(
     lost = {who for who, level in levels.items() if level > 0}
     silent = {who for who in lost if levels[who] < len(LEVELS) and who in survivors}
     if silent and began - len(lost) < max(2, needed):
-        # Whoever revealed may have given back its shares, too, before it was lost.
+        # Too few shares for the masks, and so for any chunk. But whoever revealed may have given back its own, too, and
+        # have sent what it made of the others', before it was lost.
         may_have_given = sum(level == len(LEVELS) for level in levels.values())
-        return {"partial", "full"} if began - len(lost) + may_have_given >= max(2, needed) else {"partial"}
+        return {"void", "partial", "full"} if began - len(lost) + may_have_given >= max(2, needed) else {"void"}
     for chunk in range(len(members)):
         if chunk_may_be_lost(members, survivors, chunk, lost):
             return {"full", "partial"}
@@ -605,7 +602,7 @@ class Judge:
         record = records.get(self.plan.round)
         outcome = "waits" if record is None else record.outcome
         session = b"" if record is None else bytes.fromhex(record.evidence)
-        expected = self.expected(session) | self.weak(session)
+        expected = self.expected(session) | self.weak()
         if outcome not in expected:
             raise InvariantViolated(
                 f"{self._name(place)}: round {self.plan.round} is {outcome}, and not {' or '.join(sorted(expected))}"
@@ -640,27 +637,12 @@ class Judge:
             outcomes |= possible_outcomes(members, survivors, self.least, self.plan.members, lost)
         return outcomes
 
-    def weak(self, session: bytes) -> set[str]:
+    def weak(self) -> set[str]:
         """Return how else a session may end by what is weak in today's protocol.
 
-        A leader wants many survivors: it leaves out a living member's acknowledgement, where that is shorter than a
-        dead one's; who is left out does not vote, and one vote is lacking: void. Members that have measured nothing yet
-        wait longer than others. So these propose before enough have acknowledged, and give up before all vote: void; or
-        they are through before a dead aggregator's deputy asks for their chunk: partial; or, where the members enroll
-        anew, one that is late with that misses the session.
+        Where the members enroll anew, one that is late with that misses the session.
         """
-        enrolment = self.witness.enrolments.get(session)
-        missed = {"skip", "late"} if self._was_retried() else set()
-        if enrolment is None or not self.victims:
-            return missed
-        members = enrolment.members
-        here, needed = set(self.spared) & set(members), votes_needed(len(members))
-        proposals = self.witness.proposals.get(session, [])
-        hasty = any(not here <= set(each.live) or len(each.live) < needed for each in proposals)
-        orphaned = self.witness.certificate(session) is not None and any(
-            victim.place in members for victim in self.victims
-        )
-        return missed | ({"void"} if hasty else set()) | ({"partial"} if orphaned else set())
+        return {"skip", "late"} if self._was_retried() else set()
 
     def _was_retried(self) -> bool:
         """Return whether the members of the round of the strikes enrolled anew."""
