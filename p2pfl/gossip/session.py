@@ -145,6 +145,14 @@ class _Traffic:
     """How often a result was asked for of others than its signer; each time of another holder."""
 
 
+@dataclass
+class _Known:
+    """What was hashed before: places in the order of leaders, and sessions' ids."""
+
+    orders: dict[tuple[bytes | int, int], bytes] = field(default_factory=dict)
+    ids: dict[Enrolment, bytes] = field(default_factory=dict)
+
+
 class Session:
     """One round of this peer's group; see the module.
 
@@ -210,8 +218,7 @@ class Session:
         self._suspects: set[int] = set()
         self._refuted: set[int] = set()
         """Who signed a result that cannot be one; its deputy's counts."""
-        self._orders: dict[tuple[bytes | int, int], bytes] = {}
-        self._ids: dict[Enrolment, bytes] = {}
+        self._known = _Known()
         self._seen: tuple[object, ...] | None = None
         """What `advance` last looked at beside its own memory; None if that has changed since."""
 
@@ -681,10 +688,10 @@ class Session:
             return b""  # before all others: what they say, it passes on
         work = self._work
         context = work.session if work.members else work.attempt
-        if (context, place) not in self._orders:
+        if (context, place) not in self._known.orders:
             values: list[Value] = [self.terms.charter, self.terms.round, context, place]
-            self._orders[context, place] = hashlib.sha256(canonical(values)).digest()
-        return self._orders[context, place]
+            self._known.orders[context, place] = hashlib.sha256(canonical(values)).digest()
+        return self._known.orders[context, place]
 
     # Enroll
 
@@ -833,9 +840,9 @@ class Session:
         return hashlib.sha256(b"".join(deals[dealer].digest() for dealer in work.members)).digest()
 
     def _id_of(self, enrolment: Enrolment) -> bytes:
-        if enrolment not in self._ids:
-            self._ids[enrolment] = session_id(self.terms, enrolment)
-        return self._ids[enrolment]
+        if enrolment not in self._known.ids:
+            self._known.ids[enrolment] = session_id(self.terms, enrolment)
+        return self._known.ids[enrolment]
 
     def _await_ready(self) -> list[Effect]:
         work = self._work
