@@ -177,9 +177,8 @@ class Session:
         """What this peer would average the change from; None where whole models are averaged in any case."""
         self._base_digest: bytes | None = b"" if self._base is None else None
         """None until it is computed."""
-        self._is_digesting = False
-        self._is_change = False
-        """Whether the own vector is the change from the base."""
+        self._is_digesting = self._is_change = False
+        """Whether that is being computed; and whether the own vector is the change from the base."""
         self.patience = patience
         self.outcome: Outcome | None = None
         self.survivors: tuple[int, ...] | None = None
