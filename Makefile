@@ -3,7 +3,7 @@
 # make check  the fast part of that: format, lint, types, imports
 # make fuzz   feed the decoders of what strangers send with nonsense, until stopped or for FUZZ_SECONDS
 # make soak   run the simulated network under drawn faults, until stopped or for SOAK_SECONDS; keep what fails
-# make matrix what befalls members at every stage of a masked round: 1000 cases of four, 200 of eight; part of make test
+# make matrix what befalls members at every stage of a masked round: 1000 cases of four, 200 of eight; make test has 304 and 48
 # make bench  the benchmarks
 
 PYTHON ?= python3
@@ -60,6 +60,8 @@ bench: venv
 	$(BIN)/python benchmarks/round.py
 	$(BIN)/python benchmarks/channel.py
 	$(BIN)/python benchmarks/masks.py
+	$(BIN)/python benchmarks/dense.py
+	$(BIN)/python benchmarks/moshpit.py
 	$(BIN)/python benchmarks/secure_round.py
 
 clean:

@@ -11,6 +11,7 @@ The layers, each importing only those below it:
     core         the words and contracts all share
 """
 
+from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -18,15 +19,25 @@ if TYPE_CHECKING:
     from p2pfl.learning.task import Data as Data
     from p2pfl.learning.task import Examples as Examples
     from p2pfl.learning.task import Task as Task
+    from p2pfl.simulation.runs import Run as Run
+    from p2pfl.simulation.scenario import Scenario as Scenario
+    from p2pfl.simulation.simulate import simulate as simulate
 
 __version__ = version("p2pfl-mesh")
-__all__ = ["Data", "Examples", "Task", "__version__"]
+__all__ = ["Data", "Examples", "Run", "Scenario", "Task", "__version__", "simulate"]
+
+_HOMES = {
+    "Data": "p2pfl.learning.task",
+    "Examples": "p2pfl.learning.task",
+    "Task": "p2pfl.learning.task",
+    "Run": "p2pfl.simulation.runs",
+    "Scenario": "p2pfl.simulation.scenario",
+    "simulate": "p2pfl.simulation.simulate",
+}
 
 
 def __getattr__(name: str) -> Any:
     # Importing torch takes seconds; whoever only wants `p2pfl --help` does not pay for it.
-    if name in ("Data", "Examples", "Task"):
-        from p2pfl.learning import task  # noqa: PLC0415
-
-        return getattr(task, name)
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'p2pfl' has no attribute {name!r}")

@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -28,6 +29,8 @@ Take part:            p2pfl peer --config bank-a/peer.toml
 
 Use the model:        p2pfl report | evaluate | predict | export
 
+Rehearse and compare: p2pfl scenario list | explain, p2pfl simulate | sweep | compare
+
 Every command explains itself with --help; --debug after any command shows the traceback of an error.
 """
 
@@ -37,6 +40,8 @@ charter_app = typer.Typer(
     no_args_is_help=True,
 )
 app.add_typer(charter_app, name="charter")
+scenario_app = typer.Typer(help="List and explain scenarios of the convergence lab.", no_args_is_help=True)
+app.add_typer(scenario_app, name="scenario")
 data_app = typer.Typer(
     help="Check a member's table before it takes part.",
     no_args_is_help=True,
@@ -49,6 +54,13 @@ ConfigFile = Annotated[
     Path, typer.Option("--config", "-c", help="This member's peer.toml, or the folder it is in.", show_default=True)
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or one member's.")]
+ScenarioName = Annotated[str, typer.Argument(metavar="SCENARIO", help="A file, or a name: p2pfl scenario list.")]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, e.g. training.rounds=100. Repeatable."),
+]
+RunsFolder = Annotated[Path, typer.Option("--runs", help="Where the runs' folders go.")]
+Device = Annotated[str, typer.Option(help="Where torch computes: cpu, or cuda.")]
 
 
 def _say(text: str) -> None:
@@ -479,7 +491,11 @@ def topology(
 def report(run: RunFolder) -> None:
     """Draw a run's tables and plots again."""
     from p2pfl.simulation.report import report as make_report
+    from p2pfl.simulation.runs import is_complete
 
+    if is_complete(run):
+        _report_simulated(run)
+        return
     made = make_report(run)
     Console(highlight=False).print(made)
     _say(f"plots are in {made.path}")
@@ -580,6 +596,156 @@ def replay(
         raise RoundFailed(f"an invariant was violated: {reason}")
 
 
+@scenario_app.command("list", epilog="Next: p2pfl simulate NAME, or p2pfl sweep NAME.")
+def scenario_list() -> None:
+    """List the scenarios that are ready to run."""
+    from p2pfl.simulation.scenario import load, names
+
+    for name in names():
+        found = load(name)
+        _say(f"{name}{f' (p2pfl sweep {name})' if found.sweep else ''}")
+        _say(f"    {found.description}")
+
+
+@scenario_app.command("explain", epilog="Next: p2pfl simulate FILE.")
+def scenario_explain(
+    scenario: Annotated[
+        str | None, typer.Argument(metavar="[SCENARIO]", help="A file or a name: shows its values, not the defaults.")
+    ] = None,
+    changes: Changes = None,
+) -> None:
+    """Say what each key of a scenario means, its type, bounds and default, and list topologies and algorithms."""
+    from p2pfl.simulation.scenario import explain, load
+
+    for line in explain(None if scenario is None else load(scenario, changes or ())):
+        _say(line)
+
+
+@app.command(epilog="Next: p2pfl compare RUN RUN, or p2pfl report RUN.")
+def simulate(
+    scenario: ScenarioName,
+    changes: Changes = None,
+    runs: RunsFolder = Path("runs"),
+    device: Device = "cpu",
+    again: Annotated[bool, typer.Option("--again", help="Run even if there is a run of the same settings.")] = False,
+) -> None:
+    """Run a scenario: thousands of peers as stacked tensors, without messages. Bytes and seconds are modelled."""
+    from p2pfl.simulation.compare import compare as make_comparison
+    from p2pfl.simulation.compare import draw_run
+    from p2pfl.simulation.scenario import load
+    from p2pfl.simulation.simulate import simulate as run_scenario
+
+    chosen = load(scenario, changes or ())
+    if chosen.sweep:
+        raise InvalidConfig(f"{scenario} has a [sweep] of {', '.join(chosen.sweep)}: run p2pfl sweep {scenario}")
+    _say_scenario(chosen)
+    with _progress("rounds") as watch:
+        run = run_scenario(chosen, runs, device=device, watch=watch, again=again)
+    files = draw_run(run)
+    Console(highlight=False).print(make_comparison([run]))
+    summary = run.summary
+    _say(f"{summary['seconds']:.1f} s on {summary['device']}, tier {summary['tier']}, {summary['threads']} threads")
+    _say(f"settings, curves and plots are in {files[0].parent}")
+
+
+@app.command(epilog="Next: p2pfl sweep NAME again goes on where it was stopped.")
+def sweep(
+    scenario: ScenarioName,
+    changes: Changes = None,
+    vary: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=[VALUE, VALUE]", help="A list of values for a key. Repeatable.")
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Processes; by default one for each processor.")] = None,
+    runs: RunsFolder = Path("runs"),
+    device: Device = "cpu",
+) -> None:
+    """Run every combination of a scenario's [sweep], and compare them. What has been run is not run again."""
+    from p2pfl.core.errors import RoundFailed
+    from p2pfl.simulation.compare import compare as make_comparison
+    from p2pfl.simulation.compare import save_comparison
+    from p2pfl.simulation.scenario import load, varied
+    from p2pfl.simulation.sweep import sweep as run_sweep
+
+    chosen = varied(load(scenario, changes or ()), vary or ())
+    _say_scenario(chosen)
+    with _progress("runs") as watch:
+        found = run_sweep(chosen, runs, jobs=jobs, device=device, watch=watch)
+    if found.runs:
+        made = make_comparison(found.runs)
+        files = save_comparison(made, found.folder)
+        Console(highlight=False).print(made)
+        _say(f"{len(found.runs)} runs, {found.found} of them from before, are in {found.folder}")
+        _say(f"table and figures: {', '.join(file.name for file in files)}")
+    for point, reason in found.failures.items():
+        _say(f"did not run: {point}: {reason}")
+    if found.failures:
+        raise RoundFailed(f"{len(found.failures)} of {len(found.failures) + len(found.runs)} runs failed")
+
+
+@app.command(epilog="Next: p2pfl report RUN draws one of them again.")
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Runs' folders, or folders of such.")],
+    metric: Annotated[str | None, typer.Option(help="A column of rounds.parquet, such as loss or peer_loss.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the table and the figures go.")] = Path(
+        "runs/comparison"
+    ),
+) -> None:
+    """Compare simulated runs: by what they differ, how they end, and how fast they get there."""
+    from p2pfl.simulation.compare import compare as make_comparison
+    from p2pfl.simulation.compare import save_comparison
+    from p2pfl.simulation.runs import find, open_simulated
+
+    made = make_comparison([open_simulated(path) for path in find(runs)], metric)
+    files = save_comparison(made, output)
+    Console(highlight=False).print(made)
+    _say(f"in {output}: {', '.join(file.name for file in files)}")
+
+
+def _say_scenario(scenario: Any) -> None:
+    """Say what is about to run, and whether masks are simulated."""
+    averaging, training = scenario.averaging, scenario.training
+    _say(f"{scenario.name}: {scenario.description or 'no description'}")
+    seeds = f"{len(scenario.seeds)} seeds side by side" if len(scenario.seeds) > 1 else f"seed {scenario.seeds[0]}"
+    _say(f"{scenario.peers} peers, {scenario.data.task}, {training.algorithm} on {averaging.topology}, {seeds}")
+    for key, values in scenario.sweep.items():
+        _say(f"for each of {key} = {', '.join(map(str, values))}")
+    if "averaging.masks" not in scenario.sweep:
+        on = averaging.masks == "on"
+        _say(f"masks are {'on: values go through their fixed point' if on else 'off: UNMASKED'}")
+
+
+def _report_simulated(path: Path) -> None:
+    from p2pfl.simulation.compare import compare as make_comparison
+    from p2pfl.simulation.compare import draw_run
+    from p2pfl.simulation.runs import open_simulated
+
+    opened = open_simulated(path)
+    files = draw_run(opened)
+    Console(highlight=False).print(make_comparison([opened]))
+    _say(f"plots are in {files[0].parent}")
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar with the time left, on a terminal only."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn(what), TimeElapsedColumn(), TextColumn("left"))
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
 _debug = False
 INTERRUPTED = 128 + 2
 """A shell's exit code for what SIGINT ended."""
@@ -623,7 +789,8 @@ def _command(arguments: Sequence[str]) -> str:
     words = [
         word
         for word in arguments[:2]
-        if word in {"charter", "data", *_names(app), *_names(charter_app), *_names(data_app)}
+        if word
+        in {"charter", "data", "scenario", *_names(app), *_names(charter_app), *_names(data_app), *_names(scenario_app)}
     ]
     return " ".join(["p2pfl", *words])
 

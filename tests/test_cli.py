@@ -30,6 +30,9 @@ COMMANDS = [
     *(["charter", name] for name in ("new", "model", "join", "sign", "show", "check")),
     ["data"],
     ["data", "check"],
+    ["scenario"],
+    *(["scenario", name] for name in ("list", "explain")),
+    *([name] for name in ("simulate", "sweep", "compare")),
     *(
         [name]
         for name in ("peer", "demo", "report", "evaluate", "predict", "export", "suites", "verify-wire", "replay")
@@ -124,6 +127,8 @@ def test_every_command_explains_itself_and_says_what_comes_next(p2pfl: Commands,
                 assert word in text
         case ["charter"]:
             assert "what all members agree on before round 0" in text
+        case ["scenario"]:
+            assert "convergence lab" in text
         case _:
             assert "Next" in text
 
@@ -143,7 +148,7 @@ def test_the_list_of_commands_here_is_whole_and_all_are_described() -> None:
     assert sorted(seen) == sorted(COMMANDS)
 
 
-@pytest.mark.parametrize("command", [[], ["charter"]], ids=["p2pfl", "charter"])
+@pytest.mark.parametrize("command", [[], ["charter"], ["scenario"]], ids=["p2pfl", "charter", "scenario"])
 def test_without_a_command_the_help_is_all_there_is(p2pfl: Commands, command: list[str]) -> None:
     ended = p2pfl(*command)
     assert ended.code == 2

@@ -1,0 +1,213 @@
+"""Simulated runs beside each other: by what their settings differ, how they end, and how fast they get there."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from p2pfl.core.errors import InvalidConfig
+from p2pfl.node.live import size_text
+from p2pfl.node.store import write_atomic
+from p2pfl.simulation.run_plots import comparison_figure, png, run_figure, spread, svg, trend_figure
+from p2pfl.simulation.runs import Run, less_is_better, metric_words
+
+NEAR = 0.95
+"""Of the best end, which `rounds to` counts to: a guess at what is nearly as good."""
+
+LEAST_TREND = 3
+"""Values of a number that make a trend."""
+
+UNCOMPARED = ("name", "description", "sweep")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs beside each other.
+
+    Attributes:
+        labels: what tells each run from the others.
+        metric: what they are judged by.
+        table: a row for each run: `run`, `seeds`, `rounds`, and medians over seeds of how they end (`low` and `high`
+            are quartiles of the metric); `rounds_to` the level, nan where it is not reached.
+        level: what `rounds_to` counts to; nan where less is better.
+        runs: in the order of the table.
+    """
+
+    labels: tuple[str, ...]
+    metric: str
+    table: pd.DataFrame
+    level: float
+    runs: tuple[Run, ...]
+
+    def __rich__(self) -> Group:
+        """Give what rich prints."""
+        shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        reached = [] if math.isnan(self.level) else [f"rounds to {self.level:.3g}"]
+        shown.add_column("", no_wrap=True)
+        for name in ("median", "quartiles", "worst peer", "consensus", *reached, "sent", "takes"):
+            shown.add_column(name, justify="right")
+        for row in self.table.itertuples():
+            rounds = [] if not reached else ["-" if math.isnan(row.rounds_to) else f"{row.rounds_to:.0f}"]
+            quartiles = f"{_text(row.low)} {_text(row.high)}" if row.seeds > 1 else "one seed"
+            shown.add_row(
+                str(row.run), _text(row.median), quartiles, _text(row.worst_peer), f"{row.consensus:.2g}", *rounds,
+                size_text(round(row.modelled_bytes)), f"{row.modelled_seconds:.1f} s",
+            )  # fmt: skip
+        foot = "Bytes that a peer sends, and seconds, are modelled: p2pfl scenario explain, [cost]."
+        return Group(Text(f"{metric_words(self.metric)}, at the end".capitalize()), Text(), shown, Text(), Text(foot))
+
+
+def compare(runs: Sequence[Run], metric: str | None = None) -> Comparison:
+    """Compare runs.
+
+    Args:
+        runs: two or more, or one.
+        metric: a column of their frames; by default the task's first metric, of peers' own models.
+
+    Raises:
+        InvalidConfig: there are none, or a run has no such metric.
+    """
+    if not runs:
+        raise InvalidConfig("nothing to compare; name runs, or folders of sweeps")
+    chosen = metric or runs[0].metric
+    for run in runs:
+        if chosen not in run.frame:
+            known = [name for name in run.frame.columns if name not in ("seed", "round")]
+            raise InvalidConfig(f"{run.path or run.scenario.name}: no {chosen!r} there; it has {', '.join(known)}")
+    labels = labels_of(runs)
+    ends = [spread(run, chosen).median for run in runs]
+    best = max((float(end[-1]) for end in ends if len(end)), default=math.nan)
+    level = math.nan if less_is_better(chosen) else NEAR * best
+    rows = [_row(run, label, chosen, level) for run, label in zip(runs, labels, strict=True)]
+    return Comparison(tuple(labels), chosen, pd.DataFrame(rows), level, tuple(runs))
+
+
+def save_comparison(comparison: Comparison, folder: Path) -> tuple[Path, ...]:
+    """Write a comparison's table and figures; return the files.
+
+    Raises:
+        InvalidConfig: they cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidConfig(f"{folder}: cannot be made: {error.strerror}") from error
+    contents = {"comparison.csv": comparison.table.to_csv(index=False, lineterminator="\n").encode()}
+    figures = {"comparison": comparison_figure(comparison.runs, comparison.labels, comparison.metric)}
+    trend = trend_of(comparison.runs)
+    if trend is not None:
+        figures["trend"] = trend_figure(comparison.runs, trend.values, trend.groups, trend.key, comparison.metric)
+    for name, figure in figures.items():
+        contents |= {f"{name}.png": png(figure), f"{name}.svg": svg(figure)}
+    for name, content in contents.items():
+        write_atomic(folder / name, content)
+    return tuple(folder / name for name in contents)
+
+
+def draw_run(run: Run) -> tuple[Path, ...]:
+    """Draw a run's curves into its folder; return the files.
+
+    Raises:
+        InvalidConfig: it has no folder, or they cannot be written.
+    """
+    if run.path is None:
+        raise InvalidConfig(f"{run.scenario.name}: this run is in no folder; save it first")
+    figure = run_figure(run)
+    files = {"curves.png": png(figure), "curves.svg": svg(figure)}
+    for name, content in files.items():
+        write_atomic(run.path / name, content)
+    return tuple(run.path / name for name in files)
+
+
+def flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Give settings by dotted key."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", value
+
+
+def differences(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return for each run the settings, by dotted key, in which they differ; None where a run has no such setting."""
+    each = [
+        {key: value for key, value in flat(run.scenario.settings()) if key.partition(".")[0] not in UNCOMPARED}
+        for run in runs
+    ]
+    keys = dict.fromkeys(key for one in each for key in one)
+    differing = [key for key in keys if any(one.get(key) != each[0].get(key) for one in each)]
+    return [{key: one.get(key) for key in differing} for one in each]
+
+
+def labels_of(runs: Sequence[Run]) -> list[str]:
+    """Name runs by what tells them apart; by their folders where nothing does."""
+    found = differences(runs)
+    if not found[0]:
+        return [run.path.name if run.path else f"{run.scenario.name} {place}" for place, run in enumerate(runs)]
+    lone = len(found[0]) == 1
+    return [", ".join(_said(key, value, lone=lone) for key, value in one.items() if value is not None) for one in found]
+
+
+@dataclass(frozen=True)
+class Trend:
+    """A number that runs differ in.
+
+    Attributes:
+        key: of the setting.
+        values: each run's.
+        groups: what tells runs of equal values apart, in words.
+    """
+
+    key: str
+    values: tuple[float, ...]
+    groups: tuple[str, ...]
+
+
+def trend_of(runs: Sequence[Run]) -> Trend | None:
+    """Return the first number that runs differ in, if it has enough values for a curve."""
+    found = differences(runs)
+    for key in found[0]:
+        values = [one[key] for one in found]
+        numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+        if numbers and len(set(values)) >= LEAST_TREND:
+            rest = [{name: value for name, value in one.items() if name != key} for one in found]
+            groups = [
+                ", ".join(_said(k, v, lone=len(one) == 1) for k, v in one.items() if v is not None) for one in rest
+            ]
+            return Trend(key, tuple(map(float, values)), tuple(groups))
+    return None
+
+
+def _said(key: str, value: Any, *, lone: bool) -> str:
+    word = str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+    # Words speak for themselves, numbers do not.
+    return (
+        word if lone or (isinstance(value, str) and value not in ("on", "off")) else f"{key.rpartition('.')[2]} {word}"
+    )
+
+
+def _row(run: Run, label: str, metric: str, level: float) -> dict[str, Any]:
+    curve, final = spread(run, metric), run.summary["final"]
+
+    def end(key: str) -> float:
+        value = final.get(key, {}).get("median")
+        return math.nan if value is None else float(value)
+
+    reached = curve.x[curve.median >= level] if not math.isnan(level) else curve.x[:0]
+    low, median, high = (float(part[-1]) if len(part) else math.nan for part in (curve.low, curve.median, curve.high))
+    return {
+        "run": label, "seeds": len(run.scenario.seeds), "rounds": max(seed["rounds"] for seed in run.summary["seeds"]),
+        "median": median, "low": low, "high": high, "worst_peer": end("worst_peer"), "consensus": end("consensus"),
+        "rounds_to": float(reached[0]) if len(reached) else math.nan, "modelled_bytes": end("modelled_bytes"),
+        "modelled_seconds": end("modelled_seconds"), "path": str(run.path or ""),
+    }  # fmt: skip
+
+
+def _text(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.4g}"

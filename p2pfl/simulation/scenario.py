@@ -1,0 +1,491 @@
+"""What a scenario file says: a network, data, an algorithm and what goes wrong, for the convergence lab.
+
+Owns the file's keys, what they mean in words (`p2pfl scenario explain` prints these docstrings), and the hash by which
+a run is known: a run is a pure function of its resolved settings. The federation's part, [training], [averaging] and
+[security], has a charter's own keys. Must not run anything.
+"""
+
+import dataclasses
+import hashlib
+import inspect
+import itertools
+import json
+import re
+import textwrap
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import tomlkit
+from pydantic import BaseModel, Field, field_validator, model_validator
+
+from p2pfl.core.charter import AveragingTerms, SecurityTerms, TrainingTerms, check_name
+from p2pfl.core.errors import InvalidConfig
+from p2pfl.core.settings import Settings, parse_toml, validate
+from p2pfl.gossip.schedule import SCHEDULES, describe
+from p2pfl.learning.algorithms import ALGORITHMS
+from p2pfl.learning.task import load_task
+from p2pfl.learning.tasks import BUILT_IN
+from p2pfl.node.store import read_text
+
+FOLDER = Path(__file__).resolve().parent / "scenarios"
+"""The scenarios that ship with the package, by the names of their files."""
+
+MOST_POINTS = 10_000
+"""Of a sweep: a guess above what anybody waits for."""
+
+MASKABLE = ("groups", "stars")
+"""Topologies in which sums do not overlap, so that masks can hide single updates."""
+
+NOT_SIMULATED: Mapping[str, tuple[str, ...]] = {
+    "training": ("clip_norm",), "averaging": ("edges", "regroup", "weights", "samples_max", "bits", "change_clip"),
+}  # fmt: skip
+"""A charter's keys that would change what comes out, and are refused."""
+
+CHARTERS_ONLY: Mapping[str, tuple[str, ...]] = {
+    "averaging": ("alpha_min", "tolerance", "settle_rounds"), "security": ("suite", "channel"),
+}  # fmt: skip
+"""A charter's keys that change nothing of what comes out: a run ends with its last round of training."""
+
+_Share = Annotated[float, Field(ge=0, le=1)]
+_Chance = Annotated[float, Field(ge=0, lt=1)]
+
+
+class DataTerms(Settings):
+    """What peers train on, and how it is dealt to them. The held-out examples are the same for all.
+
+    Attributes:
+        task: a built-in task's name, or `file.py:ClassName`, the file relative to the scenario's.
+        settings: handed to the task as its `[data]` table, such as a path.
+        partition: `iid`, at random in equal parts; `dirichlet`, by class, the fewer classes for each peer the lower
+            alpha is (Hsu, Qi, Brown 2019, arXiv 1909.06335); or `replacement`, each peer draws `examples` from all with
+            replacement, so that any number of peers has enough.
+        alpha: of `dirichlet`.
+        examples: of `replacement`: how many each peer draws. The default is a guess.
+    """
+
+    task: str = "digits"
+    settings: dict[str, Any] = Field(default_factory=dict)
+    partition: Literal["iid", "dirichlet", "replacement"] = "dirichlet"
+    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.5
+    examples: Annotated[int, Field(ge=1)] = 64
+
+
+class Training(TrainingTerms):
+    """What each peer does in a round. A minibatch is drawn with replacement from the peer's own share.
+
+    Attributes:
+        algorithm: `p2pfl scenario explain` lists them; `d-psgd`, a charter's word, is `local-sgd` as it is.
+        options: of the algorithm, as listed there.
+        learning_rate: of the local steps; 0 for that of the task's own optimiser.
+        epochs: local work as passes over an average share: the steps are epochs * examples / batch_size, rounded up,
+            the same for all peers; 0 for `local_steps`.
+        window: here, seconds by `cost.step_seconds`, which is the same for all peers.
+    """
+
+    algorithm: str = "d-psgd"  # type: ignore[assignment]
+    options: dict[str, Any] = Field(default_factory=dict)
+    learning_rate: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    epochs: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+
+    @model_validator(mode="after")
+    def _can_be_run(self) -> "Training":
+        for name in NOT_SIMULATED["training"]:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is not simulated; leave it out")
+        return self
+
+
+class Averaging(AveragingTerms):
+    """Who averages with whom.
+
+    Attributes:
+        topology: `p2pfl scenario explain` lists them.
+        options: of the topology, as listed there.
+        masks: whether single updates are hidden, in groups and stars only. Here off unless asked for; on, values go
+            through the fixed point of masked sums. No keys are made.
+    """
+
+    topology: str = "groups"  # type: ignore[assignment]
+    options: dict[str, Any] = Field(default_factory=dict)
+    masks: Literal["on", "off"] = "off"
+
+    @model_validator(mode="after")
+    def _can_be_run(self) -> "Averaging":
+        if self.masks == "on" and self.topology not in MASKABLE:
+            raise ValueError(
+                f"masks are on and the topology is {self.topology}; take {' or '.join(MASKABLE)}, or set masks to off"
+            )
+        for name in NOT_SIMULATED["averaging"]:
+            field = type(self).model_fields.get(name)
+            if field is not None and getattr(self, name) != field.default:
+                raise ValueError(f"{name} is not simulated; leave it out")
+        return self
+
+
+class Faults(Settings):
+    """What goes wrong, drawn by the seed. Whoever is away stays as it is, and nobody averages with it.
+
+    Weight that would have gone to or come from somebody who is away stays with the peer; in groups those who are there
+    average among themselves.
+
+    Attributes:
+        missed: the probability that a peer, having trained, misses a round's exchange.
+        leave: the probability that a peer that is here leaves before a round.
+        rejoin: the probability that one that left is back before a round, with the model it left with.
+    """
+
+    missed: _Chance = 0.0
+    leave: _Chance = 0.0
+    rejoin: _Share = 0.1
+
+
+class Stopping(Settings):
+    """When a run ends before its last round, for each seed on its own.
+
+    Attributes:
+        metric: `consensus`, `loss`, or one of the task's metrics, of the mean model; with `peer_` before it the mean of
+            the evaluated peers' own. Of losses and consensus less is better, of all others more. Empty: run all rounds.
+        patience: stop when it has not improved in so many evaluations; 0: never for that reason.
+        improvement: what counts as an improvement must be larger than this.
+        target: stop when it is reached; leave it out for none.
+    """
+
+    metric: str = ""
+    patience: Annotated[int, Field(ge=0)] = 0
+    improvement: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    target: Annotated[float, Field(allow_inf_nan=False)] | None = None
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> "Stopping":
+        if not self.metric and (self.patience or self.target is not None):
+            raise ValueError('patience and target need a metric, such as metric = "accuracy"')
+        return self
+
+
+class EvaluationTerms(Settings):
+    """How often models are measured on the held-out examples. It costs more than a round.
+
+    Attributes:
+        times: evaluations at most, evenly spread from before the first round to after the last. The default is a guess.
+        peers: how many peers' own models are measured beside the mean model, the same ones each time.
+    """
+
+    times: Annotated[int, Field(ge=2)] = 50
+    peers: Annotated[int, Field(ge=0)] = 16
+
+
+class Cost(Settings):
+    """What bytes and seconds are modelled with; every figure that comes of it is labelled as modelled.
+
+    A peer sends what it mixes, 4 bytes a value, to each that takes it in; in groups twice (m - 1) / m of it, as a
+    reduce-scatter and an all-gather among m members do. A round takes all its steps, one latency, and the bytes that
+    the busiest peer sends or receives. Handshakes, keys and statements are not counted. The defaults are guesses at
+    offices on the internet.
+
+    Attributes:
+        step_seconds: of a local step.
+        latency: seconds from peer to peer.
+        bandwidth: bytes a second, up and down, of each peer.
+    """
+
+    step_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.01
+    latency: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.05
+    bandwidth: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 12.5e6
+
+
+class Scenario(Settings):
+    """A scenario, complete with all defaults.
+
+    Attributes:
+        name: of the scenario, and of its runs' folders.
+        description: what it shows, for people.
+        peers: how many.
+        seeds: each draws its own shares, initial model, minibatches, topology and faults. They run side by side.
+        participation: the fraction of peers that take part in a round, at least one, drawn anew each round.
+        sweep: lists of values by dotted key, such as `"data.alpha" = [0.1, 1.0]`: `p2pfl sweep` runs every combination.
+    """
+
+    name: str = "scenario"
+    description: str = ""
+    peers: Annotated[int, Field(ge=2, le=1_000_000)] = 16
+    seeds: Annotated[
+        tuple[Annotated[int, Field(ge=0, lt=2**53)], ...], Field(strict=False, min_length=1, max_length=1000)
+    ] = (0,)  # fmt: skip
+    participation: Annotated[float, Field(gt=0, le=1)] = 1.0
+    data: DataTerms = DataTerms()
+    training: Training = Training()
+    averaging: Averaging = Averaging()
+    security: SecurityTerms = SecurityTerms()
+    faults: Faults = Faults()
+    stopping: Stopping = Stopping()
+    evaluation: EvaluationTerms = EvaluationTerms()
+    cost: Cost = Cost()
+    sweep: dict[str, Annotated[tuple[Any, ...], Field(strict=False, min_length=1)]] = Field(default_factory=dict)
+
+    _check_name = field_validator("name")(check_name)
+
+    @field_validator("seeds")
+    @classmethod
+    def _differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("a seed is there twice; each adds a run only once")
+        return seeds
+
+    def settings(self) -> dict[str, Any]:
+        """Return all settings as plain values; what has none is left out, as TOML has no word for it."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+    def to_toml(self) -> str:
+        """Write the scenario as a file that says everything, defaults too."""
+        return tomlkit.dumps(self.settings())
+
+    def hash(self) -> str:
+        """Return what a run of this scenario is known by: hexadecimal, of all that its results follow from.
+
+        Names and descriptions do not count; of a task in a file, what is in the file does.
+
+        Raises:
+            InvalidConfig: there is no such task.
+        """
+        values = self.settings()
+        for key in ("name", "description", "sweep"):
+            values.pop(key)
+        if self.data.task not in BUILT_IN:
+            values["data"]["task"] = load_task(self.data.task, Path()).sha256
+        if "file" in self.averaging.options:
+            text = read_text(Path(self.averaging.options["file"]), "a graph")
+            values["averaging"]["options"]["file"] = hashlib.sha256(text.encode()).hexdigest()
+        encoded = json.dumps(["p2pfl/scenario/1", values], sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(encoded.encode()).hexdigest()
+
+    @property
+    def folder(self) -> str:
+        """The name of a run's folder."""
+        return f"{self.name}-{self.hash()[:12]}"
+
+
+def names() -> list[str]:
+    """Return the names of the scenarios that ship with the package."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def load(source: str, changes: Sequence[str] = ()) -> Scenario:
+    """Read a scenario from a file, or one that ships with the package by its name.
+
+    Args:
+        source: a path, or one of `names()`.
+        changes: settings that go before the file's, `dotted.key=value`; the value as TOML has it, or else a word.
+
+    Raises:
+        InvalidConfig: there is no such scenario, or something in it cannot be used.
+    """
+    path = Path(source)
+    if not path.is_file():
+        path = FOLDER / f"{source}.toml"
+        if source not in names():
+            raise InvalidConfig(f"{source}: neither a file nor one of {', '.join(names())}")
+    values = parse_toml(read_text(path, "a scenario"), str(path))
+    for change in changes:
+        key, equals, text = change.partition("=")
+        if not equals:
+            raise InvalidConfig(f"--set {change}: write key=value, such as training.rounds=100")
+        values = put(values, key.strip(), value_of(text.strip()))
+    values.setdefault("name", path.stem)
+    return _located(validate(Scenario, values, str(path)), path.parent)
+
+
+def value_of(text: str) -> Any:
+    """Read a value as TOML has it, or as a word without quotes."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def put(values: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """Return tables in which a dotted key has a value.
+
+    Raises:
+        InvalidConfig: a part of the key is a value, not a table.
+    """
+    first, dot, rest = key.partition(".")
+    if not dot:
+        return {**values, first: value}
+    inner = values.get(first, {})
+    if not isinstance(inner, Mapping):
+        raise InvalidConfig(f"{key}: {first} is no table; p2pfl scenario explain lists the keys")
+    return {**values, first: put(inner, rest, value)}
+
+
+def get(values: Mapping[str, Any], key: str) -> Any:
+    """Return the value of a dotted key, None where there is none."""
+    first, dot, rest = key.partition(".")
+    inner = values.get(first)
+    return (get(inner, rest) if isinstance(inner, Mapping) else None) if dot else inner
+
+
+def varied(scenario: Scenario, lists: Sequence[str]) -> Scenario:
+    """Return a scenario with further lists to sweep, each `dotted.key=[value, value]`, before those it has.
+
+    Raises:
+        InvalidConfig: one is no list.
+    """
+    added = {}
+    for text in lists:
+        key, _, value = text.partition("=")
+        added[key.strip()] = value_of(value.strip())
+        if not isinstance(added[key.strip()], list) or not added[key.strip()]:
+            raise InvalidConfig(f"--vary {text}: write key=[value, value], such as data.alpha=[0.1, 1.0]")
+    kept = {key: value for key, value in scenario.sweep.items() if key not in added}
+    return scenario.model_copy(update={"sweep": {key: tuple(value) for key, value in added.items()} | kept})
+
+
+def points(scenario: Scenario) -> list[Scenario]:
+    """Return the scenarios of a sweep: every combination of its lists, the last key changing fastest.
+
+    Raises:
+        InvalidConfig: there is nothing to sweep, too much, or a value does not fit.
+    """
+    if not scenario.sweep:
+        raise InvalidConfig(f'{scenario.name}: no sweep; write [sweep] with "data.alpha" = [0.1, 1.0], or --vary')
+    count = 1
+    for values in scenario.sweep.values():
+        count *= len(values)
+    if count > MOST_POINTS:
+        raise InvalidConfig(f"{scenario.name}: a sweep of {count} runs; at most {MOST_POINTS}")
+    found = []
+    for combination in itertools.product(*scenario.sweep.values()):
+        settings: dict[str, Any] = {**scenario.settings(), "sweep": {}}
+        chosen = dict(zip(scenario.sweep, combination, strict=True))
+        for key, value in chosen.items():
+            settings = put(settings, key, value)
+        said = ", ".join(f"{key} = {value}" for key, value in chosen.items())
+        found.append(validate(Scenario, settings, f"{scenario.name} with {said}"))
+    return found
+
+
+def _located(scenario: Scenario, base: Path) -> Scenario:
+    """Name the files of task and graph from the root, so that the scenario means the same from everywhere."""
+    data, averaging = scenario.data, scenario.averaging
+    file, colon, name = data.task.rpartition(":")
+    if colon and data.task not in BUILT_IN:
+        data = data.model_copy(update={"task": f"{(base / file).resolve()}:{name}"})
+    if isinstance(averaging.options.get("file"), str):
+        options = {**averaging.options, "file": str((base / averaging.options["file"]).resolve())}
+        averaging = averaging.model_copy(update={"options": options})
+    return scenario.model_copy(update={"data": data, "averaging": averaging})
+
+
+def explain(scenario: Scenario | None = None) -> Iterator[str]:
+    """Say what each key of a scenario means, its type, bounds and default, or the value it has in `scenario`.
+
+    Line by line, from the docstrings of the classes above and of the charter's; then topologies and algorithms from
+    theirs.
+    """
+    values = (scenario or Scenario()).settings()
+    yield from _explain_table(Scenario, "", values)
+    for name, table in tables(Scenario).items():
+        yield ""
+        yield from _explain_table(table, name, values[name])
+    yield from ("", "averaging.topology, and its averaging.options")
+    for name, builder in SCHEDULES.items():
+        options = [
+            p for p in inspect.signature(builder).parameters.values() if p.kind == inspect.Parameter.KEYWORD_ONLY
+        ]
+        said = [f"{p.name} = {_said(p.default)}" for p in options if p.name not in NO_OPTIONS]
+        said = ["file"] if name == "graph" else said
+        yield f"  {name}{'    ' if said else ''}{', '.join(said)}"
+        yield from _wrapped(describe(name), "      ")
+    yield from ("", "training.algorithm, and its training.options")
+    for name, kind in ALGORITHMS.items():
+        if name in NO_ALGORITHMS:
+            continue
+        said = [f"{field.name} = {_said(field.default)}" for field in dataclasses.fields(cast(Any, kind))]
+        yield f"  {name}{'    ' if said else ''}{', '.join(said)}"
+        yield from _wrapped((inspect.getdoc(kind) or "").partition("\n")[0], "      ")
+        yield from _wrapped(kind.source, "      ")
+
+
+def _said(value: object) -> str:
+    return "(left out)" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+NO_OPTIONS = ("beacon", "graph", "name")
+"""Arguments of topologies that no file can give."""
+
+NO_ALGORITHMS = ("choco-sgd", "partial-sharing")
+"""Algorithms that take a compressor, or another algorithm: no values of a file."""
+
+
+CHARTERS: Mapping[str, type[Settings]] = {
+    "training": TrainingTerms, "averaging": AveragingTerms, "security": SecurityTerms,
+}  # fmt: skip
+"""The tables that a charter has, too."""
+
+
+def _explain_table(kind: type[BaseModel], table: str, values: Mapping[str, Any]) -> Iterator[str]:
+    words = documented(kind)
+    properties = kind.model_json_schema()["properties"]
+    yield f"[{table}]" if table else "(at the top of the file)"
+    yield from _wrapped(inspect.getdoc(kind) or "", "  ", until="Attributes:")
+    for name in words:
+        shared = table in CHARTERS and name in CHARTERS[table].model_fields
+        given = json.dumps(values[name], ensure_ascii=False) if name in values else "none"
+        note = "; as in a charter" if shared else ""
+        if name in NOT_SIMULATED.get(table, ()):
+            note = "; charters only, refused here"
+        if name in CHARTERS_ONLY.get(table, ()):
+            note = "; charters only, changes nothing here"
+        yield f"  {name} = {given}    {_type(properties[name])}{note}"
+        yield from _wrapped(words[name], "      ")
+
+
+def documented(kind: type[BaseModel]) -> dict[str, str]:
+    """Return what docstrings say of each attribute; a subclass's words go before those of the class above.
+
+    Raises:
+        KeyError: one of a class's own fields is not documented.
+    """
+    words: dict[str, str] = {}
+    for each in reversed([base for base in kind.__mro__ if issubclass(base, BaseModel) and base.model_fields]):
+        _, _, attributes = (inspect.cleandoc(each.__doc__ or "")).partition("Attributes:\n")
+        for entry in re.split(r"\n(?=    \w+:)", "\n" + attributes)[1:]:
+            name, _, text = entry.strip().partition(":")
+            words[name] = " ".join(text.split())
+    return {name: words.get(name) or _UNSAID[name] for name in kind.model_fields if name not in tables(kind)}
+
+
+def tables(kind: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    """Return the fields that are tables of their own."""
+    found = {name: field.annotation for name, field in kind.model_fields.items()}
+    return {name: each for name, each in found.items() if isinstance(each, type) and issubclass(each, BaseModel)}
+
+
+_UNSAID = {
+    "rounds": "rounds of local training and averaging.",
+    "local_steps": "minibatches a round.",
+    "batch_size": "examples in a minibatch.",
+    "algorithm": "what peers do.",
+}
+"""Words for what the charter's own docstrings take for granted."""
+
+
+def _type(schema: Mapping[str, Any]) -> str:
+    """Say a JSON schema in a few words."""
+    if "anyOf" in schema:
+        return " or ".join(_type(each) for each in schema["anyOf"] if each.get("type") != "null")
+    if "enum" in schema:
+        return "one of " + ", ".join(map(str, schema["enum"]))
+    kinds = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false",
+             "array": "list", "object": "table"}  # fmt: skip
+    bounds = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+    said = [f"{words} {schema[key]}" for key, words in bounds.items() if key in schema]
+    return ", ".join([kinds.get(schema.get("type", ""), "value"), *said])
+
+
+def _wrapped(text: str, indent: str, until: str = "") -> Iterator[str]:
+    kept = text.partition(until)[0] if until else text
+    for paragraph in kept.strip().split("\n\n"):
+        yield from textwrap.wrap(" ".join(paragraph.split()), 110, initial_indent=indent, subsequent_indent=indent)
