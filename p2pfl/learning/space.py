@@ -144,7 +144,7 @@ class Space:
             start += block.size
 
     def mean(self, flat: Tensor, peers: slice = slice(None)) -> Tensor:
-        """Return the mean vector of all peers, or of those of a slice: [P], groups of `ROWS` summed up in float64."""
+        """Return the mean vector of all peers, or of those of a slice: [P], summed in float64."""
         means = [
             block.own(_mean(view[peers])).reshape(-1) for block, view in zip(self.blocks, self.views(flat), strict=True)
         ]
@@ -251,8 +251,8 @@ def _column(per_peer: Tensor, like: Tensor) -> Tensor:
 
 
 def _mean(view: Tensor) -> Tensor:
-    """Return the mean over the first dimension, in float64 but for sums of `ROWS`; to convert all first is slow."""
+    """Return the mean over the first dimension, in float64; to convert more than `ROWS` at a time is slow."""
     total = torch.zeros(view.shape[1:], dtype=torch.float64, device=view.device)
     for rows in torch.split(view, ROWS):
-        total += rows.sum(0)
+        total += rows.double().sum(0)
     return total / len(view)
