@@ -512,6 +512,9 @@ class Owner:
     def undelivered(self) -> int:
         return self.queued
 
+    def changed_from(self) -> None:
+        return None
+
 
 SESSION, OTHER = bytes(32), bytes([1]) * 32
 
