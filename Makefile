@@ -3,7 +3,7 @@
 # make check  the fast part of that: format, lint, types, imports
 # make fuzz   feed the decoders of what strangers send with nonsense, until stopped or for FUZZ_SECONDS
 # make soak   run the simulated network under drawn faults, until stopped or for SOAK_SECONDS; keep what fails
-# make matrix what befalls members at every stage of a masked round: 1000 cases of four, 200 of eight; make test has 304 and 48
+# make matrix what befalls members at every stage of a masked round: 1000 cases of four, 200 of eight
 # make bench  the benchmarks
 
 PYTHON ?= python3

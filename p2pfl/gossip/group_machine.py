@@ -12,6 +12,7 @@ with somebody's current model. One that is cut off waits: it passes no round wit
 alone.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -606,7 +607,7 @@ class GroupMachine:
         # After training only averages meet that were released before; and what a mask hid must not come out there.
         masks, terms = self._masks_of(self._round), self._plan.terms(self._round)
         session = Session(terms, self._keyring, self._patience, now, masks, self.weight, self._base)
-        session.heard_at = lambda who: self._members[who].heard_at
+        session.heard_at = self._heard_in_round_at
         self._session = session
         effects: list[Effect] = [self._ping(place) for place in self._members.linked()]
         if self._round < self._plan.rounds:
@@ -634,6 +635,11 @@ class GroupMachine:
         """Return how vectors are masked in a round: not after training; and what all first agree on is no change."""
         masks = self._masks if round < self._plan.rounds else None
         return replace(masks, change_clip=None) if masks is not None and round < self._plan.whole_rounds else masks
+
+    def _heard_in_round_at(self, who: int) -> float:
+        """Return when a member last gave a sign of life; never of one that is further on."""
+        known = self._members[who]
+        return -math.inf if known.claim > self._round else known.heard_at
 
     def _replay(self, place: int, statement: Statement, now: Seconds) -> list[Effect]:
         try:

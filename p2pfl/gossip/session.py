@@ -189,7 +189,7 @@ class Session:
         self.linked = frozenset(terms.group)
         """Members of the group that a link stands to, and this peer."""
         self.heard_at: Callable[[int], float] = dict.fromkeys(terms.group, math.inf).__getitem__
-        """When a member last gave a sign of life."""
+        """When a member last gave a sign of life in this round; minus infinity if it is in a later one."""
         self.clipped = 0
         """How many of the own values were beyond the clip."""
         self._keyring = keyring
@@ -1289,11 +1289,17 @@ class Session:
         """Return whether nobody is left who could make the results that lack, and nobody has been for long."""
         members, survivors = self._work.members, self.survivors or ()
         lists = {who: set(each.uploaders) for who, each in self._acknowledgements.items()}
-        lacking = (chunk for chunk in range(self._format.chunks) if chunk not in self._results)
-        lost = not any(_is_summable(chunk, survivors, lists, self._aggregators, self._reached) for chunk in lacking)
+        results = self._statements.signed(Result, self._work.session)
+        # Who is further on gives what was summed, and sums nothing any more.
+        able = frozenset(who for who in self._reached if who == self.terms.me or self.heard_at(who) > -math.inf)
+        lost = not any(
+            _is_summable(chunk, survivors, lists, self._aggregators, self._reached if chunk in results else able)
+            for chunk in range(self._format.chunks)
+            if chunk not in self._results
+        )
         if self._masks is not None:
             reveals = self._statements.signed(Reveal, self._work.session)
-            givers = self._reached.union(self._statements.signed(Returned, self._work.session)).intersection(members)
+            givers = able.union(self._statements.signed(Returned, self._work.session)).intersection(members)
             lost = lost or (not reveals.keys() >= set(survivors) and len(givers) < threshold(len(members)))
         is_quiet = self._now >= self._traffic.quiet_at + self._stage
         return self._lasts("hopeless", lost and is_quiet, (2 + 8) * self._stage)
@@ -1458,4 +1464,4 @@ def _is_summable(
     aggregator, deputy = pair(aggregators, chunk)
     gone = {who for who in survivors if who not in here}
     by_aggregator = aggregator in here and gone <= lists.get(aggregator, set())
-    return by_aggregator or (deputy in here and gone <= {aggregator})
+    return by_aggregator or (deputy in here and gone <= {aggregator} & lists.get(deputy, set()))

@@ -45,25 +45,26 @@ def excused(verdicts: list[Verdict]) -> float:
     return sum(verdict.weak for verdict in verdicts) / len(verdicts)
 
 
-def is_chunk_lost(verdict: Verdict) -> bool:
-    """Return whether a round lost one chunk: of it only the dead aggregator held its own part."""
-    return "is partial, and not full" in verdict.reason
-
-
 # Stage x stage x role
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("members", "seeds"), [(4, 304), (8, 48)])
-def test_the_matrix(members: int, seeds: int) -> None:
-    """Each stage and each pair of stages, 152 in turn, twice for four members; `make matrix` runs 1000 and 200."""
+@pytest.mark.parametrize(
+    ("members", "seeds", "outcomes"), [(4, 1000, {"full", "partial", "void"}), (8, 200, {"full", "partial"})]
+)
+def test_the_matrix(members: int, seeds: int, outcomes: set[str]) -> None:
+    """Each stage and each pair of stages at least once: 152 of them, in turn.
+
+    Six of eight are left for a certificate; two of four are not.
+    """
     verdicts = run_all([draw_plan(seed, members) for seed in range(seeds)])
     assert not failures(verdicts), failures(verdicts)
     assert excused(verdicts) <= MOST_EXCUSED
     struck = [verdict for verdict in verdicts if verdict.hit]
     assert len(struck) > 0.95 * len(verdicts)
-    assert {"full", "void"} <= {verdict.outcome for verdict in struck}
+    reached = {outcome for verdict in struck for outcome in verdict.outcome.split(" and ")}
+    assert reached - {"skip", "late", "waits"} == outcomes
 
 
 def test_every_stage_alone() -> None:
@@ -79,6 +80,8 @@ def test_every_stage_alone() -> None:
         (418, 4),
         (52, 8),  # the only copy of a chunk died
         (49, 8),  # members that have measured nothing wait longer than others
+        (89, 8),  # a member that came back without its disk makes no sum of the round it forgot
+        (116, 8),  # nor one that was killed, and took part in the next round
     ],
 )
 def test_a_death_costs_nobody_a_vote_or_a_chunk(seed: int, members: int) -> None:
@@ -185,9 +188,7 @@ def test_a_peer_that_is_killed_between_any_two_effects_never_uploads_votes_or_re
     plans = kills(1, 4, place)
     assert len(plans) > 40
     verdicts = [run_plan(plan) for plan in plans]
-    whole = [verdict for verdict in verdicts if not is_chunk_lost(verdict)]
-    assert len(verdicts) - len(whole) <= 4, "killed while its own chunk had not reached its deputy"
-    assert not failures(whole), failures(whole)
+    assert not failures(verdicts), failures(verdicts)
     assert all(verdict.hit == 1 for verdict in verdicts)
 
 
@@ -195,9 +196,7 @@ def test_a_peer_that_is_killed_between_any_two_effects_never_uploads_votes_or_re
 @pytest.mark.timeout(600)
 def test_kills_between_effects_in_a_group_of_eight() -> None:
     verdicts = run_all([plan for seed in (2, 3) for plan in kills(seed, 8, seed)[:: 3 + seed]])
-    whole = [verdict for verdict in verdicts if not is_chunk_lost(verdict)]
-    assert len(whole) > 0.9 * len(verdicts)
-    assert not failures(whole), failures(whole)
+    assert not failures(verdicts), failures(verdicts)
 
 
 def test_a_record_that_was_being_written_is_on_the_disk_or_not() -> None:
