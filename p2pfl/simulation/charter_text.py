@@ -40,6 +40,8 @@ def describe_charter(charter: Charter) -> Iterator[str]:
     yield f"suite     {charter.security.suite}: `p2pfl suites` says what that is{sm2}"
     if averaging.masks == "on":
         yield f"masks     on: only sums are revealed; values up to {averaging.clip:g}"
+        if (most := averaging.most_change) is not None:
+            yield f"          where members share a base, of changes in words of 16 bits; up to {most:g}"
     else:
         yield f"masks     off: {UNMASKED}"
     if averaging.samples_max is not None:
