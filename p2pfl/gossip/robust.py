@@ -123,7 +123,7 @@ class SelfCentredClipping(Rule):
     def _least(self, lengths: Weights, weights: Weights) -> Weights:
         order = np.argsort(lengths, axis=-1, kind="stable")
         sums = np.take_along_axis(weights, order, -1).cumsum(-1)
-        enough = sums >= sums[..., -1:] - self.share - NOTHING
+        enough = (sums >= sums[..., -1:] - self.share - NOTHING) & (sums > 0)
         first = enough.argmax(-1)[..., None]
         return np.take_along_axis(np.take_along_axis(lengths, order, -1), first, -1)[..., 0]
 

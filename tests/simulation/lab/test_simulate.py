@@ -163,7 +163,7 @@ def test_what_a_ring_and_groups_send():
 
 
 def test_the_centre_of_a_star_is_the_busiest():
-    found = load_of(schedule("star", 5, 0).at(0), grouped=False)
+    found = load_of(schedule("star", 5, 0).at(0), summed=False)
     assert (found.mean, found.most) == (8 / 5, 4)
 
 
