@@ -554,11 +554,10 @@ NO_OPTIONS = ("beacon", "graph", "name")
 """Arguments of topologies that no file can give."""
 
 NOT_OPTIONS: Mapping[str, Mapping[str, str]] = {
-    "choco-sgd": {"compress": "", "gamma": "", "seed": ""},
+    "choco-sgd": {"compress": "that of [compression]", "gamma": "that of [compression]", "seed": ""},
     "partial-sharing": {"inner": "local-sgd, and its options", "personal": "(names of tensors)"},
 }
-"""What algorithms take that is no plain value of a file, or none of `training.options`, and words for it: choco-sgd has
-its compressor and gamma from [compression], partial-sharing another algorithm by its name."""
+"""What algorithms take that is no plain value, or comes from elsewhere in a file, and what is said of it."""
 
 
 CHARTERS: Mapping[str, type[Settings]] = {
