@@ -159,7 +159,8 @@ class Compressed:
     (Koloskova, Stich, Jaggi 2019, arXiv 1902.00340). Without it x becomes W p, and what is not sent is lost (DCD-PSGD:
     Tang et al. 2018, arXiv 1803.06443). Where W is another rule than the mean, it works on the copies.
 
-    Copies of models begin with the common initial model, those of other vectors with 0.
+    Copies of models begin with the common initial model of each seed, `initial`, [seeds, P], those of other vectors
+    with 0.
     """
 
     def __init__(
@@ -170,19 +171,21 @@ class Compressed:
         self._feedback, self._gamma = feedback, gamma
         # Of vectors of which only a part is shared, the places that are; None: all.
         self._columns = slice(None) if columns is None else columns
-        self._known: list[Floats] = [initial[:, self._columns].copy()]
+        self._initial, self._known = initial[:, self._columns], list[Floats]()
 
     def __call__(self, round: int, request: Request, space: Space, spare: list[Tensor]) -> Request:
         """Exchange as `Exchange` says."""
         if isinstance(self._compress, RandK):
             return self._in_places(self._compress, round, request, space, spare)
         whole = [_rows(space, vector) for vector in request.vectors]
-        while len(self._known) < len(whole):
-            self._known.append(np.zeros_like(self._known[0]))
+        if not self._known:
+            self._known = [np.zeros_like(rows[:, self._columns]) for rows in whole]
+            for first, part in zip(self._initial, _parts(len(whole[0]), len(self._seeds)), strict=True):
+                self._known[0][part] = first
         talks = senders(self._schedule.at(round))
         for place, rows in enumerate(whole):
             self._tell(round, place, rows[:, self._columns], talks)
-        copies = [self._put(np.zeros_like(rows), known) for rows, known in zip(whole, self._known, strict=False)]
+        copies = [self._put(np.zeros_like(rows), known) for rows, known in zip(whole, self._known, strict=True)]
         told = dataclasses.replace(request, vectors=tuple(_flat(space, each) for each in copies))
         reply = self._exchange(round, told, space, spare)
         vectors = []
@@ -241,7 +244,8 @@ class Attacked:
     """An exchange in which the last peers of each seed lie.
 
     They are together and know everything: after the round each goes on with the mean of what the honest have. What they
-    know of the round's beginning is that mean, too. Of vectors that are not models changes are told from 0.
+    know of the round's beginning is that mean, too; at first `initial`, [seeds, P]. Of vectors that are not models
+    changes are told from 0.
     """
 
     def __init__(
@@ -250,7 +254,7 @@ class Attacked:
     ) -> None:  # fmt: skip
         self._exchange, self._lie, self._strength, self._seeds = exchange, lie, strength, seeds
         self._attackers, self._limit = attackers, limit
-        self._before = [initial[part][0] for part in _parts(len(initial), len(seeds))]
+        self._before = list(initial)
 
     def __call__(self, round: int, request: Request, space: Space, spare: list[Tensor]) -> Request:
         """Exchange as `Exchange` says."""

@@ -38,7 +38,7 @@ class Mixed:
             self._verify(schedule)
 
     def exchange(self, start: NDArray[np.float32]) -> Counted:
-        """Return the exchange, from the initial models of all, [peers * seeds, P]."""
+        """Return the exchange, from the initial models of the seeds, [seeds, P]."""
         scenario, parts, schedule = self._scenario, self._parts, self._schedule
         terms, compression, attackers = scenario.averaging, scenario.compression, scenario.attackers
         numbers = scenario.seeds

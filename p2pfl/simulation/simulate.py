@@ -96,7 +96,7 @@ class _Running:
         presence = [seed.presence for seed in self._seeds]
         start = torch.from_numpy(np.stack([initial(parts.task, number) for number in scenario.seeds]))
         mixed = Mixed(scenario, parts, [seed.schedule for seed in self._seeds])
-        self._exchange = mixed.exchange(start.numpy().repeat(scenario.peers, axis=0))
+        self._exchange = mixed.exchange(start.numpy())
         self._bills = [mixed.bill(seed.schedule) for seed in self._seeds]
         honest = scenario.peers - parts.attackers
         self._engine = Engine(

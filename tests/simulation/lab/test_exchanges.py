@@ -46,7 +46,7 @@ def through(exchange, *rows, round=0, scalars=()):
 def compressed(compress, *, feedback=True, gamma=1.0, over=None, seeds=(0,), **options):
     over = over or Fixed((ring(N),))
     return Compressed(
-        Mixing(over), compress, over, seeds, np.zeros((N * len(seeds), SIZE)), feedback=feedback, gamma=gamma, **options
+        Mixing(over), compress, over, seeds, np.zeros((len(seeds), SIZE)), feedback=feedback, gamma=gamma, **options
     )
 
 
@@ -196,7 +196,7 @@ class Seen:
 
 
 def test_the_last_peers_lie_and_go_on_with_what_the_honest_have():
-    seen, before = Seen(), np.full((2 * N, SIZE), 5.0)
+    seen, before = Seen(), np.full((2, SIZE), 5.0)
     exchange = Attacked(seen, ATTACKS["sign-flip"].lie, 2.0, (0, 1), 2, before)
     rows = np.concatenate([rows_of(), rows_of(seed=1)])
     (made,) = through(exchange, rows)
@@ -215,7 +215,7 @@ def test_the_last_peers_lie_and_go_on_with_what_the_honest_have():
 
 def test_a_lie_is_no_word_beyond_the_rings_clip():
     seen = Seen()
-    exchange = Attacked(seen, ATTACKS["scaling"].lie, 1e9, (0,), 1, np.zeros((N, SIZE)), limit=3.0)
+    exchange = Attacked(seen, ATTACKS["scaling"].lie, 1e9, (0,), 1, np.zeros((1, SIZE)), limit=3.0)
     through(exchange, rows_of())
     assert np.abs(seen.rows[0][-1]).max() == 3.0
 
@@ -224,7 +224,7 @@ def test_noise_of_liars_is_each_rounds_and_each_seeds_own():
     def lies(seeds, round):
         seen = Seen()
         rows = np.zeros((N * len(seeds), SIZE))
-        through(Attacked(seen, ATTACKS["gaussian"].lie, 1.0, seeds, 1, rows), rows, round=round)
+        through(Attacked(seen, ATTACKS["gaussian"].lie, 1.0, seeds, 1, rows[: len(seeds)]), rows, round=round)
         return seen.rows[0][N - 1 :: N]
 
     together = lies((4, 5), 2)
