@@ -537,6 +537,25 @@ def explain(scenario: Scenario | None = None) -> Iterator[str]:
         yield from _entry(name, chosen, chosen.source, {})
 
 
+def unread(scenario: Scenario) -> set[str]:
+    """Return the keys that nothing comes of, by what a scenario chose for compression, attack and defence."""
+    compression, attackers, defence = scenario.compression, scenario.attackers, scenario.defence
+    keys = {f"defence.{key}" for key in ("share", "radius") if key not in _fields(RULES[defence.rule])}
+    compressor = COMPRESSORS[compression.name]
+    keys |= {f"compression.{key}" for key in ("ratio", "bits", "rank") if key not in _fields(compressor)}
+    if compressor.linear and scenario.training.algorithm != "choco-sgd":
+        keys |= {"compression.error_feedback", "compression.gamma"}
+    elif not compression.error_feedback:
+        keys.add("compression.gamma")
+    if attackers.attack == "none":
+        keys |= {f"attackers.{key}" for key in ("count", "fraction", "strength")}
+    return keys
+
+
+def _fields(kind: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(cast(Any, kind))]
+
+
 def _entry(name: str, kind: type, source: str, other: Mapping[str, str]) -> Iterator[str]:
     """Say what a class is for, its source, and its fields with their defaults, or with other words for them."""
     fields = [(field.name, _said(field.default)) for field in dataclasses.fields(cast(Any, kind))]
