@@ -50,9 +50,10 @@ class Comparison:
         """Give what rich prints."""
         shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
         reached = [] if math.isnan(self.level) else [f"rounds to {self.level:.3g}"]
-        shown.add_column("", no_wrap=True)
+        # What is long is a name: of a number that is cut off nothing is left.
+        shown.add_column("", overflow="fold", min_width=12)
         for name in ("median", "quartiles", "worst peer", "consensus", *reached, "sent", "takes"):
-            shown.add_column(name, justify="right")
+            shown.add_column(name, justify="right", no_wrap=True)
         for row in self.table.itertuples():
             rounds = [] if not reached else ["-" if math.isnan(row.rounds_to) else f"{row.rounds_to:.0f}"]
             quartiles = f"{_text(row.low)} {_text(row.high)}" if row.seeds > 1 else "one seed"

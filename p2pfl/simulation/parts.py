@@ -16,7 +16,7 @@ from p2pfl.gossip.graphs import parse
 from p2pfl.gossip.schedule import Schedule
 from p2pfl.gossip.schedule import schedule as make_schedule
 from p2pfl.learning.algorithms import ALGORITHMS, Algorithm, ChocoSgd, PartialSharing
-from p2pfl.learning.partition import dirichlet, iid
+from p2pfl.learning.partition import by_classes, by_quantity, dirichlet, iid
 from p2pfl.learning.task import Data, Examples, Task, blame, load_task, make_model, read_data
 from p2pfl.learning.vector import layout
 from p2pfl.node.store import read_text
@@ -118,6 +118,10 @@ class Parts:
                 return Shares.of(iid(len(train), peers, drawn))
             case "dirichlet":
                 return Shares.of(dirichlet(train.targets.numpy(), peers, data.alpha, drawn))
+            case "classes":
+                return Shares.of(by_classes(train.targets.numpy(), peers, data.classes, drawn))
+            case "quantity":
+                return Shares.of(by_quantity(len(train), peers, data.alpha, drawn))
             case "replacement":
                 chosen = np.random.RandomState(drawn).randint(len(train), size=(peers, data.examples))
                 starts = np.arange(peers) * data.examples
