@@ -113,6 +113,10 @@ class Parts:
     def _dealt(self, seed: int) -> Shares:
         data, peers, train = self._scenario.data, self._scenario.peers, self.data.train
         drawn = derived(seed, "partition") % 2**32
+        if data.partition in ("dirichlet", "classes") and train.targets.ndim != 1:
+            raise InvalidConfig(
+                f'data.partition is {data.partition}, and {data.task} has no classes; take "order" or "iid"'
+            )
         match data.partition:
             case "iid":
                 return Shares.of(iid(len(train), peers, drawn))
@@ -122,6 +126,8 @@ class Parts:
                 return Shares.of(by_classes(train.targets.numpy(), peers, data.classes, drawn))
             case "quantity":
                 return Shares.of(by_quantity(len(train), peers, data.alpha, drawn))
+            case "order":
+                return Shares.of(np.array_split(np.arange(len(train)), peers))
             case "replacement":
                 chosen = np.random.RandomState(drawn).randint(len(train), size=(peers, data.examples))
                 starts = np.arange(peers) * data.examples

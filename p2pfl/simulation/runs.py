@@ -62,7 +62,7 @@ class Run:
 
 def less_is_better(metric: str) -> bool:
     """Tell whether less of a metric is better."""
-    return metric.removeprefix("peer_") in ("loss", "consensus", "train_loss", BACKDOOR)
+    return metric.removeprefix("peer_") in ("loss", "consensus", "train_loss", "distance", BACKDOOR)
 
 
 def metric_words(metric: str) -> str:

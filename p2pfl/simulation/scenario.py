@@ -65,8 +65,9 @@ class DataTerms(Settings):
         partition: `iid`, at random in equal parts; `dirichlet`, by class, the fewer classes for each peer the lower
             alpha is (Hsu, Qi, Brown 2019, arXiv 1909.06335); `classes`, so many for each peer (McMahan et al. 2017,
             arXiv 1602.05629); `quantity`, at random in parts the less equal the lower alpha is (Li et al. 2022, arXiv
-            2102.02079); or `replacement`, each peer draws `examples` from all with replacement, so that any number of
-            peers has enough. However many examples a peer has, it makes as many steps and weighs as much as the others.
+            2102.02079); `order`, in equal parts as examples lie, for tasks that made them for so many peers
+            (`quadratics` and `synthetic`); or `replacement`, each peer draws `examples` from all with replacement, so
+            that any number of peers has enough. However many a peer has, it makes as many steps and weighs as much.
         alpha: of `dirichlet` and `quantity`.
         classes: of `classes`: how many each peer sees; 2, as in the papers.
         examples: of `replacement`: how many each peer draws. The default is a guess.
@@ -74,7 +75,7 @@ class DataTerms(Settings):
 
     task: str = "digits"
     settings: dict[str, Any] = Field(default_factory=dict)
-    partition: Literal["iid", "dirichlet", "classes", "quantity", "replacement"] = "dirichlet"
+    partition: Literal["iid", "dirichlet", "classes", "quantity", "order", "replacement"] = "dirichlet"
     alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.5
     classes: Annotated[int, Field(ge=1)] = 2
     examples: Annotated[int, Field(ge=1)] = 64
