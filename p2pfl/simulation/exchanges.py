@@ -137,10 +137,10 @@ class Robust:
 def _median_of_groups(rule: MedianOfGroups, rows: Floats, weights: NDArray[np.float64]) -> Floats:
     """Return the median of the groups' averages for all who are in a group; whoever is alone keeps its own."""
     labels = groups_of(weights)
-    averages = np.stack([rows[labels == label].mean(0) for label in np.unique(labels[labels >= 0])])
+    averages = [rows[labels == label].mean(0) for label in np.unique(labels[labels >= 0])]
     made = rows.copy()
-    if len(averages):
-        made[labels >= 0] = rule.pool(averages, np.full(len(averages), 1 / len(averages)))
+    if averages:
+        made[labels >= 0] = rule.pool(np.stack(averages), np.full(len(averages), 1 / len(averages)))
     return made
 
 

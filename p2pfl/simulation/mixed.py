@@ -48,7 +48,8 @@ class Mixed:
         if terms.masks == "on":
             groups = max(1, scenario.peers // terms.group_size)
             ring = Ring(MASKED_BITS, -(-scenario.peers // groups), terms.clip)
-            made, limit = Masked(made, ring), ring.largest / float(ring.factor(WEIGHT_ONE))
+            # What attackers send is within the clip once rounded to float32, too: only the honest can clip too much.
+            made, limit = Masked(made, ring), ring.largest / float(ring.factor(WEIGHT_ONE)) * (1 - 2**-20)
         if compression.name != "none" and not isinstance(parts.algorithm, ChocoSgd):
             made = Compressed(
                 made, parts.compress, schedule, numbers, start, feedback=compression.error_feedback,

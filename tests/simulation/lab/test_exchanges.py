@@ -181,6 +181,12 @@ def test_the_median_of_groups_is_that_of_their_means():
         np.testing.assert_allclose(made[peer], rows[5] if peer == 5 else expected)
 
 
+def test_where_nobody_meets_there_is_no_median():
+    rows = rows_of()
+    (made,) = through(Robust(Fixed((Matrix.of(np.eye(N)),)), MedianOfGroups(), N), rows)
+    np.testing.assert_array_equal(made, rows)
+
+
 def test_a_defence_needs_weights_that_are_not_below_zero():
     matrix = np.eye(N) * 1.5 - 0.5 / (N - 1) * (1 - np.eye(N))
     with pytest.raises(InvalidConfig, match="not below 0"):
