@@ -710,6 +710,11 @@ def _say_scenario(scenario: Any) -> None:
     _say(f"{scenario.name}: {scenario.description or 'no description'}")
     seeds = f"{len(scenario.seeds)} seeds side by side" if len(scenario.seeds) > 1 else f"seed {scenario.seeds[0]}"
     _say(f"{scenario.peers} peers, {scenario.data.task}, {training.algorithm} on {averaging.topology}, {seeds}")
+    attackers, defence = scenario.attackers, scenario.defence
+    if scenario.compression.name != "none":
+        _say(f"compression by {scenario.compression.name}")
+    if attackers.attack != "none" or defence.rule != "none":
+        _say(f"{attackers.among(scenario.peers)} attackers, by {attackers.attack}; defence: {defence.rule}")
     for key, values in scenario.sweep.items():
         _say(f"for each of {key} = {', '.join(map(str, values))}")
     if "averaging.masks" not in scenario.sweep:

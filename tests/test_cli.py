@@ -174,7 +174,10 @@ def test_without_a_command_the_help_is_all_there_is(p2pfl: Commands, command: li
         ("charter new x --rounds -1", "draft: training.rounds: input should be greater than or equal to 0, got -1"),
         ("charter new x --topology star", "draft: averaging.topology: input should be 'groups', "),
         ("charter new x --name a/b", "draft: name: 'a/b' is no name: "),
-        ("charter new x --task faces", "unknown task 'faces'; use one of breast-cancer, digits, tabular, or "),
+        (
+            "charter new x --task faces",
+            "unknown task 'faces'; use one of breast-cancer, digits, quadratics, synthetic, tabular, or ",
+        ),
         (
             "charter new x --task tabular",
             "--task tabular needs both --data FILE and --target COLUMN; other tasks take ",

@@ -16,6 +16,7 @@ from p2pfl.node.live import size_text
 from p2pfl.node.store import write_atomic
 from p2pfl.simulation.run_plots import comparison_figure, png, run_figure, spread, svg, trend_figure
 from p2pfl.simulation.runs import Run, less_is_better, metric_words
+from p2pfl.simulation.scenario import unread
 
 NEAR = 0.95
 """Of the best end, which `rounds to` counts to: a guess at what is nearly as good."""
@@ -49,9 +50,10 @@ class Comparison:
         """Give what rich prints."""
         shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
         reached = [] if math.isnan(self.level) else [f"rounds to {self.level:.3g}"]
-        shown.add_column("", no_wrap=True)
+        # What is long is a name: of a number that is cut off nothing is left.
+        shown.add_column("", overflow="fold", min_width=12)
         for name in ("median", "quartiles", "worst peer", "consensus", *reached, "sent", "takes"):
-            shown.add_column(name, justify="right")
+            shown.add_column(name, justify="right", no_wrap=True)
         for row in self.table.itertuples():
             rounds = [] if not reached else ["-" if math.isnan(row.rounds_to) else f"{row.rounds_to:.0f}"]
             quartiles = f"{_text(row.low)} {_text(row.high)}" if row.seeds > 1 else "one seed"
@@ -135,14 +137,17 @@ def flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any
 
 
 def differences(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Return for each run the settings, by dotted key, in which they differ; None where a run has no such setting."""
+    """Return for each run the settings, by dotted key, in which they differ; None where a run reads none such."""
     each = [
         {key: value for key, value in flat(run.scenario.settings()) if key.partition(".")[0] not in UNCOMPARED}
         for run in runs
     ]
     keys = dict.fromkeys(key for one in each for key in one)
     differing = [key for key in keys if any(one.get(key) != each[0].get(key) for one in each)]
-    return [{key: one.get(key) for key in differing} for one in each]
+    return [
+        {key: None if key in unread(run.scenario) else one.get(key) for key in differing}
+        for run, one in zip(runs, each, strict=True)
+    ]
 
 
 def labels_of(runs: Sequence[Run]) -> list[str]:

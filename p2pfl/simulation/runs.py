@@ -21,6 +21,9 @@ from p2pfl.simulation.scenario import Scenario, load
 SCENARIO_FILE, SUMMARY_FILE = "scenario.toml", "summary.json"
 ROUNDS_FILE, PEERS_FILE = "rounds.parquet", "peers.parquet"
 
+BACKDOOR = "backdoor"
+"""The attack, and the metric of its success."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -59,7 +62,7 @@ class Run:
 
 def less_is_better(metric: str) -> bool:
     """Tell whether less of a metric is better."""
-    return metric.removeprefix("peer_") in ("loss", "consensus", "train_loss")
+    return metric.removeprefix("peer_") in ("loss", "consensus", "train_loss", "distance", BACKDOOR)
 
 
 def metric_words(metric: str) -> str:

@@ -10,10 +10,11 @@ import hashlib
 import inspect
 import itertools
 import json
+import math
 import re
 import textwrap
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -23,11 +24,14 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from p2pfl.core.charter import AveragingTerms, SecurityTerms, TrainingTerms, check_name
 from p2pfl.core.errors import InvalidConfig
 from p2pfl.core.settings import Settings, parse_toml, validate
+from p2pfl.gossip.compress import COMPRESSORS
+from p2pfl.gossip.robust import RULES, rule, verify_masks
 from p2pfl.gossip.schedule import SCHEDULES, describe
 from p2pfl.learning.algorithms import ALGORITHMS
 from p2pfl.learning.task import load_task
 from p2pfl.learning.tasks import BUILT_IN
 from p2pfl.node.store import read_text
+from p2pfl.simulation.attacks import ATTACKS
 
 FOLDER = Path(__file__).resolve().parent / "scenarios"
 """The scenarios that ship with the package, by the names of their files."""
@@ -59,16 +63,21 @@ class DataTerms(Settings):
         task: a built-in task's name, or `file.py:ClassName`, the file relative to the scenario's.
         settings: handed to the task as its `[data]` table, such as a path.
         partition: `iid`, at random in equal parts; `dirichlet`, by class, the fewer classes for each peer the lower
-            alpha is (Hsu, Qi, Brown 2019, arXiv 1909.06335); or `replacement`, each peer draws `examples` from all with
-            replacement, so that any number of peers has enough.
-        alpha: of `dirichlet`.
+            alpha is (Hsu, Qi, Brown 2019, arXiv 1909.06335); `classes`, so many for each peer (McMahan et al. 2017,
+            arXiv 1602.05629); `quantity`, at random in parts the less equal the lower alpha is (Li et al. 2022, arXiv
+            2102.02079); `order`, in equal parts as examples lie, for tasks that made them for so many peers
+            (`quadratics` and `synthetic`); or `replacement`, each peer draws `examples` from all with replacement, so
+            that any number of peers has enough. However many a peer has, it makes as many steps and weighs as much.
+        alpha: of `dirichlet` and `quantity`.
+        classes: of `classes`: how many each peer sees; 2, as in the papers.
         examples: of `replacement`: how many each peer draws. The default is a guess.
     """
 
     task: str = "digits"
     settings: dict[str, Any] = Field(default_factory=dict)
-    partition: Literal["iid", "dirichlet", "replacement"] = "dirichlet"
+    partition: Literal["iid", "dirichlet", "classes", "quantity", "order", "replacement"] = "dirichlet"
     alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.5
+    classes: Annotated[int, Field(ge=1)] = 2
     examples: Annotated[int, Field(ge=1)] = 64
 
 
@@ -122,6 +131,101 @@ class Averaging(AveragingTerms):
             if field is not None and getattr(self, name) != field.default:
                 raise ValueError(f"{name} is not simulated; leave it out")
         return self
+
+
+class CompressionTerms(Settings):
+    """In how many bytes a vector travels; they are counted exactly.
+
+    What peers send then are changes: everybody who takes in a peer's vectors keeps a copy of what it knows of them, so
+    the topology must be the same in all rounds. Only rand-k goes with any topology, and with masks: all send the values
+    in the same places, which are mixed, and the others stay as they are; it needs neither feedback nor gamma. A
+    fetch of what was missed while away is not counted.
+
+    Attributes:
+        name: `p2pfl scenario explain` lists them.
+        ratio: of rand-k and top-k: the share of the values that is sent. The default is a guess.
+        bits: of quantise: of each value.
+        rank: of low-rank: of the matrices that stand for the model's.
+        error_feedback: whether what is left out goes into the next message (Koloskova et al. 2019, arXiv 1902.00340)
+            or is lost (Tang et al. 2018, arXiv 1803.06443).
+        gamma: with feedback, how far a round's mixing goes. The more is left out, the lower it has to be, or errors
+            feed on themselves: 1 does for 8 bits, the authors of choco-sgd take 0.5 for sign on a ring of 16.
+    """
+
+    name: str = "none"
+    ratio: Annotated[float, Field(gt=0, le=1)] = 0.1
+    bits: Annotated[int, Field(ge=2, le=8)] = 8
+    rank: Annotated[int, Field(ge=1)] = 2
+    error_feedback: bool = True
+    gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+    @field_validator("name")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        return _known(name, COMPRESSORS)
+
+
+class AttackerTerms(Settings):
+    """Who lies. Attackers are the last peers; each seed draws their places in the topology.
+
+    Evaluations are of honest peers and of their mean alone. With the attack none all are honest.
+
+    Attributes:
+        attack: `p2pfl scenario explain` lists them.
+        count: how many attackers there are.
+        fraction: of all peers, in place of a count; rounded.
+        strength: of the attack, as listed there; leave it out for its default.
+    """
+
+    attack: str = "none"
+    count: Annotated[int, Field(ge=0)] = 0
+    fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    strength: Annotated[float, Field(allow_inf_nan=False)] | None = None
+
+    @field_validator("attack")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        return _known(name, ("none", *ATTACKS))
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> "AttackerTerms":
+        if self.count and self.fraction:
+            raise ValueError("there are a count and a fraction of attackers; leave one out")
+        if self.attack != "none" and not self.count and not self.fraction:
+            raise ValueError(f"nobody is to attack by {self.attack}; set count or fraction")
+        return self
+
+    def among(self, peers: int) -> int:
+        """Return how many attack."""
+        return 0 if self.attack == "none" else self.count or round(self.fraction * peers)
+
+
+class DefenceTerms(Settings):
+    """By what rule a peer puts together what it received, in place of the weighted mean.
+
+    A rule that compares single updates needs masks off, and in groups each member sends its vectors to every other.
+
+    Attributes:
+        rule: `p2pfl scenario explain` lists them.
+        share: of weight that may lie, where the rule has it: what a trimmed mean leaves out on each side, what clipping
+            may cut, and f of Krum as a share of the vectors. The default is a guess.
+        radius: of clipping: the length at which differences are cut off; 0: each time as short as `share` allows.
+    """
+
+    rule: str = "none"
+    share: Annotated[float, Field(ge=0, lt=0.5)] = 0.2
+    radius: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+
+    @field_validator("rule")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        return _known(name, RULES)
+
+
+def _known(name: str, names: Collection[str]) -> str:
+    if name not in names:
+        raise ValueError(f"{name!r} is unknown; there are {', '.join(names)}")
+    return name
 
 
 class Faults(Settings):
@@ -179,10 +283,10 @@ class EvaluationTerms(Settings):
 class Cost(Settings):
     """What bytes and seconds are modelled with; every figure that comes of it is labelled as modelled.
 
-    A peer sends what it mixes, 4 bytes a value, to each that takes it in; in groups twice (m - 1) / m of it, as a
-    reduce-scatter and an all-gather among m members do. A round takes all its steps, one latency, and the bytes that
-    the busiest peer sends or receives. Handshakes, keys and statements are not counted. The defaults are guesses at
-    offices on the internet.
+    A peer sends what it mixes, 4 bytes a value or what its compressor makes of it, to each that takes it in; in groups
+    twice (m - 1) / m of it, as a reduce-scatter and an all-gather among m members do, if sums of what is sent are all
+    that is needed. A round takes all its steps, one latency, and the bytes that the busiest peer sends or receives.
+    Handshakes, keys and statements are not counted. The defaults are guesses at offices on the internet.
 
     Attributes:
         step_seconds: of a local step.
@@ -218,6 +322,9 @@ class Scenario(Settings):
     training: Training = Training()
     averaging: Averaging = Averaging()
     security: SecurityTerms = SecurityTerms()
+    compression: CompressionTerms = CompressionTerms()
+    attackers: AttackerTerms = AttackerTerms()
+    defence: DefenceTerms = DefenceTerms()
     faults: Faults = Faults()
     stopping: Stopping = Stopping()
     evaluation: EvaluationTerms = EvaluationTerms()
@@ -232,6 +339,27 @@ class Scenario(Settings):
         if len(set(seeds)) < len(seeds):
             raise ValueError("a seed is there twice; each adds a run only once")
         return seeds
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Scenario":
+        masks, compression = self.averaging.masks == "on", self.compression.name
+        if masks and not COMPRESSORS[compression].linear:
+            raise ValueError(
+                f"masks are on and the compression is {compression}, of which sums are worth nothing; take rand-k, or "
+                "set averaging.masks to off"
+            )
+        if self.training.algorithm == "choco-sgd" and (masks or not self.compression.error_feedback):
+            raise ValueError(
+                "choco-sgd shows neighbors what is sent, and is error feedback; set averaging.masks to off, and leave "
+                "out compression.error_feedback"
+            )
+        try:
+            verify_masks(rule(self.defence.rule), masks=masks)
+        except InvalidConfig as error:
+            raise ValueError(str(error)) from error
+        if self.attackers.among(self.peers) >= self.peers:
+            raise ValueError(f"attackers: all of {self.peers} peers would be; leave one honest")
+        return self
 
     def settings(self) -> dict[str, Any]:
         """Return all settings as plain values; what has none is left out, as TOML has no word for it."""
@@ -399,13 +527,47 @@ def explain(scenario: Scenario | None = None) -> Iterator[str]:
         yield f"  {name}{'    ' if said else ''}{', '.join(said)}"
         yield from _wrapped(describe(name), "      ")
     yield from ("", "training.algorithm, and its training.options")
-    for name, kind in ALGORITHMS.items():
-        if name in NO_ALGORITHMS:
-            continue
-        said = [f"{field.name} = {_said(field.default)}" for field in dataclasses.fields(cast(Any, kind))]
-        yield f"  {name}{'    ' if said else ''}{', '.join(said)}"
-        yield from _wrapped((inspect.getdoc(kind) or "").partition("\n")[0], "      ")
-        yield from _wrapped(kind.source, "      ")
+    for name, algorithm in ALGORITHMS.items():
+        yield from _entry(name, algorithm, algorithm.source, NOT_OPTIONS.get(name, {}))
+    yield from ("", "compression.name, and the keys of [compression] that it reads")
+    for name, compressor in COMPRESSORS.items():
+        yield from _entry(name, compressor, compressor.source, {"shapes": "", "bucket": ""})
+    yield from ("", "attackers.attack, and the default of attackers.strength")
+    for name, attack in ATTACKS.items():
+        yield f"  {name}{'' if math.isnan(attack.strength) else f'    strength = {attack.strength:g}'}"
+        yield from _wrapped(attack.words, "      ")
+        yield from _wrapped(attack.source, "      ")
+    yield from ("", "defence.rule, and the keys of [defence] that it reads")
+    for name, chosen in RULES.items():
+        yield from _entry(name, chosen, chosen.source, {})
+
+
+def unread(scenario: Scenario) -> set[str]:
+    """Return the keys that nothing comes of, by what a scenario chose for compression, attack and defence."""
+    compression, attackers, defence = scenario.compression, scenario.attackers, scenario.defence
+    keys = {f"defence.{key}" for key in ("share", "radius") if key not in _fields(RULES[defence.rule])}
+    compressor = COMPRESSORS[compression.name]
+    keys |= {f"compression.{key}" for key in ("ratio", "bits", "rank") if key not in _fields(compressor)}
+    if compressor.linear and scenario.training.algorithm != "choco-sgd":
+        keys |= {"compression.error_feedback", "compression.gamma"}
+    elif not compression.error_feedback:
+        keys.add("compression.gamma")
+    if attackers.attack == "none":
+        keys |= {f"attackers.{key}" for key in ("count", "fraction", "strength")}
+    return keys
+
+
+def _fields(kind: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(cast(Any, kind))]
+
+
+def _entry(name: str, kind: type, source: str, other: Mapping[str, str]) -> Iterator[str]:
+    """Say what a class is for, its source, and its fields with their defaults, or with other words for them."""
+    fields = [(field.name, _said(field.default)) for field in dataclasses.fields(cast(Any, kind))]
+    said = [f"{key} = {words}" for key, words in (dict(fields) | dict(other)).items() if words]
+    yield f"  {name}{'    ' if said else ''}{', '.join(said)}"
+    yield from _wrapped((inspect.getdoc(kind) or "").partition("\n\n")[0], "      ")
+    yield from _wrapped(source, "      ")
 
 
 def _said(value: object) -> str:
@@ -415,8 +577,11 @@ def _said(value: object) -> str:
 NO_OPTIONS = ("beacon", "graph", "name")
 """Arguments of topologies that no file can give."""
 
-NO_ALGORITHMS = ("choco-sgd", "partial-sharing")
-"""Algorithms that take a compressor, or another algorithm: no values of a file."""
+NOT_OPTIONS: Mapping[str, Mapping[str, str]] = {
+    "choco-sgd": {"compress": "that of [compression]", "gamma": "that of [compression]", "seed": ""},
+    "partial-sharing": {"inner": "local-sgd, and its options", "personal": "(names of tensors)"},
+}
+"""What algorithms take that is no plain value, or comes from elsewhere in a file, and what is said of it."""
 
 
 CHARTERS: Mapping[str, type[Settings]] = {

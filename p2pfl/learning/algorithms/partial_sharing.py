@@ -74,8 +74,12 @@ class PartialSharing(Algorithm):
         inner, own = _parted(state)
         return self.inner.missed(before, inner, Request(own, request.scalars), local, space)
 
+    def stays(self, tensor: str) -> bool:
+        """Return whether a tensor of the model is personal."""
+        return any(_within(tensor, name) for name in self.personal)
+
     def _stays(self, space: Space) -> list[bool]:
-        return [any(_within(block.name, name) for name in self.personal) for block in space.blocks]
+        return [self.stays(block.name) for block in space.blocks]
 
     def _joined(self, shared: Tensor, own: Tensor, space: Space) -> Tensor:
         """Return a new flat tensor: personal blocks from `own`, the others from `shared`."""

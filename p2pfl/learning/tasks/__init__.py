@@ -10,6 +10,8 @@ FOLDER = Path(__file__).resolve().parent
 BUILT_IN: dict[str, str] = {
     "digits": "digits.py:Digits",
     "breast-cancer": "breast_cancer.py:BreastCancer",
+    "quadratics": "quadratics.py:Quadratics",
+    "synthetic": "synthetic.py:Synthetic",
     "tabular": "tabular.py:Tabular",
 }
 """Name -> `file:class`, the file relative to `FOLDER`."""

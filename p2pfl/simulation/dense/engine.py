@@ -113,6 +113,8 @@ class Experiment:
         sampled: how many peers' models are evaluated; the same peers in all rounds.
         variants: into how many equal parts, one after another, the peers fall that never exchange anything: seeds or
             settings that run side by side. Each is evaluated on its own.
+        judged: how many peers of each variant are evaluated, its first ones; the others are not to be believed. 0 for
+            all.
         working: which peers take part in a round, bool [n]; others stay as they are. None stands for all.
         tier: of the local training; the fastest that fits, unless given.
         device: where everything is computed.
@@ -133,6 +135,7 @@ class Experiment:
     evaluated: Callable[[int], bool] = lambda _: True
     sampled: int = 0
     variants: int = 1
+    judged: int = 0
     working: Callable[[int], Tensor] | None = None
     tier: str | None = None
     device: torch.device = CPU
@@ -162,6 +165,7 @@ class Engine:
         state: what outlives a round; with `round` enough to go on from, in the same tier, whose layout it has. Later
             rounds overwrite it: copy what is to be kept.
         round: the number of the next round.
+        parts: whose mean model is evaluated, and whose distances to it: peers of each variant.
         sample: whose models are evaluated, int64 [m]: places in each variant.
 
     Raises:
@@ -179,8 +183,9 @@ class Engine:
         _verify(experiment, self.space)
         self._evaluator = Evaluator(experiment.task, self._kernel.blocks, test)
         each = experiment.peers // experiment.variants
-        self._parts = [slice(first, first + each) for first in range(0, experiment.peers, each)]
-        self.sample = _sample(each, experiment.sampled, experiment.seed)
+        judged = experiment.judged or each
+        self.parts = [slice(first, first + judged) for first in range(0, experiment.peers, each)]
+        self.sample = _sample(judged, experiment.sampled, experiment.seed)
         self.round = round
         self._spare: list[Tensor] = []
         if state is None:
@@ -211,7 +216,7 @@ class Engine:
         with one_thread_each():
             return tuple(
                 self._evaluator.measure(self.space, x, part, (self.sample + part.start).to(self.space.device))
-                for part in self._parts
+                for part in self.parts
             )  # fmt: skip
 
 
@@ -318,5 +323,7 @@ def _verify(experiment: Experiment, space: Space) -> None:
         raise InvalidConfig(
             f"initial models of shape {shape} for {space.n} peers with {space.size} parameters; give [P] or [n, P]"
         )
+    if not 0 <= experiment.judged <= experiment.peers // experiment.variants:
+        raise InvalidConfig(f"{experiment.judged} peers of each variant are to be evaluated, more than there are")
     if experiment.local_steps < 1:
         raise InvalidConfig(f"local_steps is {experiment.local_steps}; it must be at least 1")

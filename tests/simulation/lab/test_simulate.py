@@ -12,6 +12,7 @@ from p2pfl.core.errors import InvalidConfig, RoundFailed
 from p2pfl.core.settings import validate
 from p2pfl.gossip.schedule import dense, schedule
 from p2pfl.simulation.costs import load_of
+from p2pfl.simulation.parts import Parts
 from p2pfl.simulation.presence import Presence, Present, among
 from p2pfl.simulation.runs import ROUNDS_FILE, SUMMARY_FILE, find, is_complete, open_simulated
 from p2pfl.simulation.scenario import Scenario
@@ -139,6 +140,20 @@ def test_shares_drawn_with_replacement_suffice_for_any_number():
     assert run.frame["working"].tolist() == [2000, 2000]
 
 
+@pytest.mark.parametrize("data", [{"partition": "classes", "classes": 2}, {"partition": "quantity", "alpha": 0.3}])
+def test_data_can_be_dealt_by_classes_and_by_quantity(data):
+    parts = Parts(scenario(data=data))
+    shares = parts.shares(0)
+    assert shares.counts.sum() == len(parts.data.train)
+    seen = [
+        len(parts.data.train.targets[shares.order[start : start + count]].unique())
+        for start, count in zip(shares.starts, shares.counts, strict=True)
+    ]
+    assert (seen == [2] * PEERS) == (data["partition"] == "classes")
+    assert (shares.counts.max() > 3 * shares.counts.min()) == (data["partition"] == "quantity")
+    assert simulate(scenario(data=data)).summary["seeds"][0]["outcome"] == "done"
+
+
 def test_masks_change_what_fixed_points_change():
     terms = {"averaging": {"topology": "groups", "group_size": 3}}
     plain = simulate(scenario(**terms))
@@ -163,7 +178,7 @@ def test_what_a_ring_and_groups_send():
 
 
 def test_the_centre_of_a_star_is_the_busiest():
-    found = load_of(schedule("star", 5, 0).at(0), grouped=False)
+    found = load_of(schedule("star", 5, 0).at(0), summed=False)
     assert (found.mean, found.most) == (8 / 5, 4)
 
 

@@ -68,6 +68,10 @@ def test_runs_are_named_by_what_they_differ_in():
     assert labels(averaging__topology=["ring", "path"]) == ["ring", "path"]
     assert labels(data__alpha=[0.1, 1.0]) == ["0.1", "1"]
     assert labels(data__alpha=[0.1], averaging__topology=["ring"]) == ["small 0"]
+    quantise, top = {"name": "quantise", "bits": 4}, {"name": "top-k", "ratio": 0.3, "error_feedback": False}
+    assert labels(compression=[{"name": "none"}, quantise, top]) == [
+        "none", "quantise, bits 4, error_feedback true", "top-k, ratio 0.3, error_feedback false",
+    ]  # fmt: skip
     both = labels(data__alpha=[0.1, 1.0], averaging__topology=["ring", "path"])
     assert sorted(both) == ["alpha 0.1, path", "alpha 0.1, ring", "alpha 1, path", "alpha 1, ring"]
 

@@ -1,0 +1,219 @@
+"""What a scenario is made of before it runs: task, data, algorithm and topology, checked against each other."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast, get_type_hints
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from p2pfl.core.errors import InvalidConfig
+from p2pfl.gossip.compress import Identity, compressor
+from p2pfl.gossip.graphs import parse
+from p2pfl.gossip.schedule import Schedule
+from p2pfl.gossip.schedule import schedule as make_schedule
+from p2pfl.learning.algorithms import ALGORITHMS, Algorithm, ChocoSgd, PartialSharing
+from p2pfl.learning.partition import by_classes, by_quantity, dirichlet, iid
+from p2pfl.learning.task import Data, Examples, Task, blame, load_task, make_model, read_data
+from p2pfl.learning.vector import layout
+from p2pfl.node.store import read_text
+from p2pfl.simulation.attacks import ATTACKS, poisoned
+from p2pfl.simulation.dense.sampling import Shares, derived
+from p2pfl.simulation.exchanges import EachSeed
+from p2pfl.simulation.scenario import NOT_OPTIONS, Averaging, Scenario
+
+
+class Parts:
+    """What all seeds of a scenario have in common.
+
+    Attributes:
+        task: what is trained.
+        data: of all peers together.
+        pool: the examples that shares lie in: the training part, and behind it what attackers made of theirs.
+        lr: the learning rate.
+        steps: how many local steps every peer makes in a round.
+        metric: what runs are judged by: the first of the task's own.
+        algorithm: what peers do.
+        shared: the places in a vector of what is shared, int64 [m]; None: all of it is.
+        compress: how that is sent.
+        attackers: how many peers attack, the last ones.
+        attack: what they do; None if nobody attacks.
+
+    Raises:
+        InvalidConfig: something in the scenario cannot be run.
+    """
+
+    def __init__(self, scenario: Scenario) -> None:
+        self._scenario = scenario
+        self.task: Task = load_task(scenario.data.task, Path()).task
+        self.data: Data = read_data(self.task, scenario.data.settings)
+        self.lr = scenario.training.learning_rate or _learning_rate(self.task)
+        order = layout(make_model(self.task))
+        terms, algorithm = scenario.compression, _algorithm(scenario)
+        stays = [isinstance(algorithm, PartialSharing) and algorithm.stays(name) for name in order.names]
+        shapes = [shape for shape, own in zip(order.shapes, stays, strict=True) if not own]
+        self.compress = compressor(terms.name, shapes, **terms.model_dump(exclude={"name"}))
+        self.shared: NDArray[np.int64] | None = None
+        if any(stays):
+            sizes = [math.prod(shape) for shape in order.shapes]
+            self.shared = np.flatnonzero(np.repeat(np.logical_not(stays), sizes))
+        if isinstance(algorithm, ChocoSgd):
+            algorithm = dataclasses.replace(algorithm, compress=EachSeed(self.compress, scenario.seeds))
+        self.algorithm = algorithm
+        self.attackers = scenario.attackers.among(scenario.peers)
+        self.attack = ATTACKS[scenario.attackers.attack] if self.attackers else None
+        self.pool = self.data.train
+        self.steps = _steps(scenario, len(self.data.train))
+        # Tasks put what they are judged by first.
+        self.metric = next((name for name in _measured(self.task, self.data.test) if name != "loss"), "loss")
+
+    def schedule(self, seed: int) -> Schedule:
+        """Draw the topology.
+
+        Raises:
+            InvalidConfig: there is no such one for these peers or this algorithm.
+        """
+        terms, algorithm = self._scenario.averaging, self.algorithm
+        drawn = make_schedule(terms.topology, self._scenario.peers, seed, **_options(terms, self._scenario.peers))
+        if not algorithm.accepts(drawn.kind):
+            raise InvalidConfig(
+                f"{algorithm.name} needs mixing whose {_SUMS[algorithm.needs]} sum to 1, and {terms.topology} has "
+                f"{_SUMS[drawn.kind]} that do; take another algorithm or topology"
+            )
+        if algorithm.static and drawn.period != 1:
+            raise InvalidConfig(f"{algorithm.name} is for one matrix in all rounds, and {terms.topology} changes")
+        return drawn
+
+    def shares(self, seed: int) -> Shares:
+        """Deal the examples. What attackers have is poisoned, if they do that, and put into the pool.
+
+        Raises:
+            InvalidConfig: there are too few, or they cannot be poisoned.
+        """
+        dealt = self._dealt(seed)
+        if self.attack is None or self.attack.poison is None:
+            return dealt
+        order, starts, first = dealt.order.copy(), dealt.starts, len(self.pool)
+        false = []
+        for peer in range(len(dealt) - self.attackers, len(dealt)):
+            part = slice(starts[peer], starts[peer] + dealt.counts[peer])
+            drawn = derived(seed, "poison", peer)
+            false.append(poisoned(self.attack, self.data.train, order[part], drawn))
+            order[part] = first + np.arange(dealt.counts[peer])
+            first += int(dealt.counts[peer])
+        everything = [self.pool, *false]
+        self.pool = Examples(
+            torch.cat([each.inputs for each in everything]), torch.cat([each.targets for each in everything])
+        )
+        return Shares(order, starts, dealt.counts)
+
+    def _dealt(self, seed: int) -> Shares:
+        data, peers, train = self._scenario.data, self._scenario.peers, self.data.train
+        drawn = derived(seed, "partition") % 2**32
+        if data.partition in ("dirichlet", "classes") and train.targets.ndim != 1:
+            raise InvalidConfig(
+                f'data.partition is {data.partition}, and {data.task} has no classes; take "order" or "iid"'
+            )
+        match data.partition:
+            case "iid":
+                return Shares.of(iid(len(train), peers, drawn))
+            case "dirichlet":
+                return Shares.of(dirichlet(train.targets.numpy(), peers, data.alpha, drawn))
+            case "classes":
+                return Shares.of(by_classes(train.targets.numpy(), peers, data.classes, drawn))
+            case "quantity":
+                return Shares.of(by_quantity(len(train), peers, data.alpha, drawn))
+            case "order":
+                return Shares.of(np.array_split(np.arange(len(train)), peers))
+            case "replacement":
+                chosen = np.random.RandomState(drawn).randint(len(train), size=(peers, data.examples))
+                starts = np.arange(peers) * data.examples
+                return Shares(chosen.ravel().astype(np.int64), starts, np.full(peers, data.examples))
+
+
+_SUMS = {"doubly": "rows and columns", "row": "rows", "column": "columns"}
+
+
+def _options(terms: Averaging, peers: int) -> dict[str, object]:
+    """Return what a topology is made with."""
+    options = dict(terms.options)
+    if terms.topology == "groups":
+        options.setdefault("size", min(terms.group_size, peers))
+    if terms.topology == "stars":
+        options.setdefault("colluders", terms.colluders)
+    if terms.topology == "graph":
+        file = options.pop("file", None)
+        if not isinstance(file, str):
+            raise InvalidConfig("averaging.options: the topology graph needs file, a GraphML file or a list of links")
+        options["graph"], _ = parse(read_text(Path(file), "a graph"), graphml=file.endswith(".graphml"))
+    return options
+
+
+def _algorithm(scenario: Scenario) -> Algorithm:
+    """Make the algorithm with its options; of choco-sgd, the compressor is put in later."""
+    name, options = scenario.training.algorithm, scenario.training.options
+    if name == "partial-sharing":
+        inner, personal = options.get("inner", "local-sgd"), options.get("personal")
+        if not isinstance(inner, str) or inner == name:
+            raise InvalidConfig(f"training.options: inner is the name of another algorithm, not {inner!r}")
+        if not isinstance(personal, list) or not personal or not all(isinstance(each, str) for each in personal):
+            raise InvalidConfig('training.options: partial-sharing needs personal, such as personal = ["2"]')
+        rest = {key: value for key, value in options.items() if key not in ("inner", "personal")}
+        return PartialSharing(_plain(inner, rest, scenario), tuple(personal))
+    return _plain(name, options, scenario)
+
+
+def _plain(name: str, options: Mapping[str, Any], scenario: Scenario) -> Algorithm:
+    if name == "d-psgd":
+        if options:
+            raise InvalidConfig("training.options: d-psgd has none; local-sgd is the same and has some")
+        name = "local-sgd"
+    if name not in ALGORITHMS:
+        raise InvalidConfig(f"training.algorithm: {name!r} is unknown; there are d-psgd, {', '.join(ALGORITHMS)}")
+    kinds = get_type_hints(ALGORITHMS[name])
+    fields = [field.name for field in dataclasses.fields(cast(Any, ALGORITHMS[name]))]
+    fields = [field for field in fields if field not in NOT_OPTIONS.get(name, ())]
+    for option, value in options.items():
+        if option not in fields:
+            raise InvalidConfig(f"training.options: {name} has no {option!r}; it has {', '.join(fields) or 'none'}")
+        allowed = (int, float) if kinds[option] is float else kinds[option]
+        if not isinstance(value, allowed) or (isinstance(value, bool) and kinds[option] is not bool):
+            raise InvalidConfig(f"training.options: {option} is a {kinds[option].__name__}, not {value!r}")
+    if name == ChocoSgd.name:
+        return ChocoSgd(Identity(), scenario.compression.gamma)
+    return ALGORITHMS[name](**options)
+
+
+def _learning_rate(task: Task) -> float:
+    """Return the learning rate of a task's own optimiser, which must be plain SGD."""
+    with blame(task, "optimizer"):
+        optimizer = task.optimizer(make_model(task).parameters())
+    groups = optimizer.param_groups
+    plain = type(optimizer) is torch.optim.SGD and len(groups) == 1
+    if not plain or any(groups[0][key] for key in ("momentum", "weight_decay", "nesterov", "maximize")):
+        raise InvalidConfig(
+            f"{type(task).__name__}.optimizer is not plain SGD, which is what is simulated; "
+            "set training.learning_rate, and momentum by training.algorithm"
+        )
+    return float(groups[0]["lr"])
+
+
+def _steps(scenario: Scenario, examples: int) -> int:
+    """Return how many local steps every peer makes in a round."""
+    terms, data = scenario.training, scenario.data
+    steps = terms.local_steps
+    if terms.epochs:
+        share = data.examples if data.partition == "replacement" else examples / scenario.peers
+        steps = max(1, math.ceil(terms.epochs * share / terms.batch_size))
+    if terms.window:
+        steps = min(steps, math.ceil(terms.window / scenario.cost.step_seconds))
+    return steps
+
+
+def _measured(task: Task, test: Examples) -> list[str]:
+    """Return what a task measures, by name."""
+    with blame(task, "metrics"), torch.no_grad():
+        return list(task.metrics(make_model(task).eval()(test.inputs), test.targets))

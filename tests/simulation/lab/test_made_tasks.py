@@ -1,0 +1,118 @@
+"""Tasks whose data are made: quadratics with a known optimum, and FedProx's synthetic(alpha, beta)."""
+
+import numpy as np
+import pytest
+import torch
+
+from p2pfl.core.errors import InvalidConfig
+from p2pfl.core.settings import validate
+from p2pfl.learning.tasks.quadratics import EACH, Quadratics
+from p2pfl.learning.tasks.synthetic import CLASSES, SIZE, Synthetic
+from p2pfl.simulation.scenario import Scenario
+from p2pfl.simulation.simulate import simulate
+
+PEERS = 8
+
+
+def run(task, settings, algorithm="d-psgd", **training):
+    return simulate(
+        validate(
+            Scenario,
+            {
+                "peers": PEERS, "averaging": {"topology": "ring"}, "evaluation": {"times": 2, "peers": PEERS},
+                "data": {"task": task, "partition": "order", "settings": {"peers": PEERS} | settings},
+                "training": {"algorithm": algorithm, "local_steps": 1, "batch_size": EACH, "rounds": 2000} | training,
+            },
+            "test",
+        )
+    )  # fmt: skip
+
+
+def final(found, key):
+    return found.summary["final"][key]["median"]
+
+
+def test_the_optimum_is_where_the_gradients_of_all_cancel():
+    data = Quadratics().data({"peers": 5, "noise": 0.7, "condition": 100})
+    roots, optimum = data.train.inputs, data.test.targets
+    gradients = roots * (roots * optimum - data.train.targets)
+    torch.testing.assert_close(gradients.sum(0), torch.zeros(10), rtol=0.0, atol=1e-4)
+    assert len(data.train) == 5 * EACH
+    least = float(roots.square().min())
+    assert 0.01 <= least < 0.1 and float(roots.max()) <= 1.0
+    assert torch.equal(Quadratics().data({"peers": 5}).train.targets, Quadratics().data({"peers": 5}).train.targets)
+
+
+def test_unequal_peers_keep_d_psgd_off_the_optimum_and_not_gradient_tracking():
+    plain, tracking = run("quadratics", {}), run("quadratics", {}, "gradient-tracking")
+    assert final(plain, "peer_distance") > 0.1
+    assert final(tracking, "peer_distance") < 1e-4
+    assert final(tracking, "distance") < 1e-4
+    assert tracking.metric == "peer_distance"
+
+
+def test_d_psgd_rests_at_its_fixed_point():
+    """[I - (1 - g) W]^-1 g W b for curvatures of 1."""
+    found = run("quadratics", {"condition": 1}, learning_rate=0.2, rounds=400)
+    b = Quadratics().data({"peers": PEERS, "condition": 1}).train.targets[::EACH].double().numpy()
+    w = sum(np.roll(np.eye(PEERS), shift, axis=1) for shift in (-1, 0, 1)) / 3
+    rest = np.linalg.solve(np.eye(PEERS) - 0.8 * w, 0.2 * w @ b)
+    distances = found.peers[found.peers["round"] == 400]["distance"].to_numpy()
+    np.testing.assert_allclose(distances, np.linalg.norm(rest - b.mean(0), axis=1), rtol=1e-4)
+
+
+def test_synthetic_peers_differ_as_alpha_and_beta_say():
+    def spread(key, **settings):
+        data = Synthetic().data({"peers": 60, "examples": 50} | settings)
+        means = data.train.inputs.view(60, 50, SIZE).mean((1, 2))
+        assert data.train.targets.max() < CLASSES
+        assert len(data.test) == 60 * 10
+        return float(means.std())
+
+    none, some, much = (spread("beta", beta=beta) for beta in (0.0, 1.0, 25.0))
+    # Of 60 numbers around B_k: the variance of their mean is beta + 1 / 60.
+    assert (none, some, much) == pytest.approx((60**-0.5, (1 + 1 / 60) ** 0.5, (25 + 1 / 60) ** 0.5), rel=0.3)
+    first = Synthetic().data({"seed": 3}).train
+    assert torch.equal(first.inputs, Synthetic().data({"seed": 3}).train.inputs)
+    assert not torch.equal(first.inputs, Synthetic().data({"seed": 4}).train.inputs)
+    deviations = first.inputs.view(30, 100, SIZE).std(1).mean(0)
+    torch.testing.assert_close(deviations, torch.arange(1, SIZE + 1) ** -0.6, rtol=0.1, atol=0.0)
+
+
+def test_a_peers_labels_are_a_linear_models():
+    mine = Synthetic().data({"peers": 1, "examples": 200}).train
+    model = torch.nn.Linear(SIZE, CLASSES)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    torch.manual_seed(0)
+    for _ in range(300):
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(mine.inputs), mine.targets)
+        loss.backward()
+        optimizer.step()
+    assert (model(mine.inputs).argmax(1) == mine.targets).float().mean() == 1.0
+
+
+def test_synthetic_runs():
+    assert final(run("synthetic", {"examples": 40}, rounds=60, learning_rate=0.05), "peer_accuracy") > 0.2
+
+
+@pytest.mark.parametrize(
+    ("task", "settings", "words"),
+    [
+        (Quadratics, {"peer": 3}, "unknown key 'peer'"),
+        (Quadratics, {"condition": 0.5}, "condition from 1"),
+        (Quadratics, {"noise": "much"}, "noise is 'much'"),
+        (Synthetic, {"alpha": -1}, "from 0 on"),
+        (Synthetic, {"examples": 2.5}, "whole numbers"),
+        (Synthetic, {"beta": True}, "beta is True"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(task, settings, words):
+    with pytest.raises(InvalidConfig, match=words):
+        task().data(settings)
+
+
+def test_what_has_no_classes_is_not_dealt_by_class():
+    asked = {"peers": 4, "data": {"task": "quadratics", "settings": {"peers": 4}}, "training": {"rounds": 1}}
+    with pytest.raises(InvalidConfig, match="quadratics has no classes"):
+        simulate(validate(Scenario, asked, "test"))
