@@ -13,8 +13,8 @@ most 2^(1 - PRODUCTS): that is the worst case, an error in the highest bit of wo
 every second time. An odd error in words of 32 bits is missed with about 2^-128.
 
 Two matrices, since one of random words for each word costs more than all else: this one reads each x once, and A is
-small. Entries of 8 bits let Y be computed in float64, exactly: |x| <= 2^31 and at most 2^13 rows stay below 2^53. So
-the library of linear algebra under numpy does it.
+small. Entries of 8 bits let Y be computed in float64, exactly: |x| <= 2^31, and 2^13 rows stay below 2^53. So the
+library of linear algebra under numpy does it.
 
 The four words of the header are told as they are: they are words of 32 bits in any ring, and few.
 """
@@ -36,11 +36,14 @@ PRODUCTS = 16
 """An error goes unseen with 2^-15 at most, once for each lie: more would be dearer, not wiser."""
 PRODUCT_BYTES = HEADER_BYTES + 4 * PRODUCTS
 """Of what `products` returns for a chunk."""
-_MOST_ROWS = 1 << 13
-_LEAST_WIDTH, _USUAL_WIDTH = 16, 1024
-"""Words in a row. With 1024 a piece of 64 rows and its floats stay in the second-level cache; measured from 512 to
-4096, this is the fastest. Few words have shorter rows, so that B is not larger than they are."""
-_PIECE_WORDS = 1 << 16
+_LEAST_WIDTH, _USUAL_WIDTH = 16, 512
+"""Words in a row. From 256 to 1024 it makes no difference that was measured. Few words have shorter rows, so that B is
+not much larger than they are."""
+_PIECE_WORDS, _BLOCK_WORDS = 1 << 16, 1 << 14
+"""Words that are read at a time, and multiplied at a time: in larger blocks OpenBLAS uses further threads, which for
+the most part wait, and take six times the CPU time for it."""
+_EXACT_ROWS = 1 << 12
+"""After so many, sums are reduced modulo 2^32: 2^12 products below 2^39 more stay far below 2^53."""
 
 Source = Callable[[int, memoryview], None]
 """Writes a chunk's bytes from an offset on, a multiple of 16, into a buffer."""
@@ -62,46 +65,46 @@ def products(suite: Suite, layout: Layout, index: int, challenge: bytes, sources
     place, size = layout.chunk(index), layout.bits // 8
     count = (place.size - HEADER_BYTES) // size
     width = _width(count)
-    rows = -(-count // width)
-    random = suite.keystream(challenge)
-    drawn: Bytes = np.empty((rows, PRODUCTS), np.uint8)
-    random.expand_into(0, drawn.data.cast("B"))
-    left = np.ascontiguousarray(drawn.T, np.float64)
-    height = max(1, _PIECE_WORDS // width)
-    data: Bytes = np.empty(min(height, rows) * width * size, np.uint8)
-    floats = np.empty((min(height, rows), width))
+    height, block = _PIECE_WORDS // width, _BLOCK_WORDS // width
+    random, right = suite.keystream(challenge), np.empty(PRODUCTS * width, "<u4")
+    lefts: Bytes = np.empty((height, PRODUCTS), np.uint8)
+    data: Bytes = np.empty(height * width * size, np.uint8)
+    floats, scratch = np.empty((height, width)), np.empty((PRODUCTS, width))
     totals = [np.zeros((PRODUCTS, width)) for _ in sources]
-    scratch = np.empty((PRODUCTS, width))
-    for first in range(0, rows, height):
-        used = min(height, rows - first)
-        words = min(used * width, count - first * width)
-        matrix = floats[:used]
-        flat = matrix.reshape(-1)
-        flat[words:] = 0
+    for first in range(0, -(-count // width), height):
+        words = min(height * width, count - first * width)
+        used = -(-words // width)
+        random.expand_into(PRODUCTS * right.nbytes + first * PRODUCTS, lefts[:used].data.cast("B"))
+        left = lefts[:used].T.astype(np.float64)
+        flat = floats.reshape(-1)[: used * width]
         for total, source in zip(totals, sources, strict=True):
             source(HEADER_BYTES + first * width * size, data[: words * size].data)
-            flat[:words] = data[: words * size].view(f"<i{size}")
-            np.add(total, np.matmul(left[:, first : first + used], matrix, out=scratch), out=total)
-    header: Bytes = np.empty(HEADER_BYTES, np.uint8)
-    found = []
-    for total, source in zip(totals, sources, strict=True):
-        source(0, header.data)
-        found.append(header.tobytes())
-        total[...] = np.mod(total, 2.0**32)  # exact, as all whole numbers below 2^53 are
-    right: NDArray[np.uint32] = np.empty(PRODUCTS * width, "<u4")
-    mixed = [total.astype("<u4").reshape(-1) for total in totals]
+            flat[:words], flat[words:] = data[: words * size].view(f"<i{size}"), 0
+            for low in range(0, used, block):
+                high = min(low + block, used)
+                np.matmul(left[:, low:high], floats[low:high], out=scratch)
+                np.add(total, scratch, out=total)
+            if (first + used) % _EXACT_ROWS < height:
+                np.mod(total, 2.0**32, out=total)
+    mixed = [np.mod(total, 2.0**32).astype("<u4").reshape(-1) for total in totals]
     told: NDArray[Any] = np.empty((len(sources), PRODUCTS), "<u4")
     for number in range(PRODUCTS):
-        random.expand_into(drawn.nbytes + number * right.nbytes, right.data.cast("B"))
+        random.expand_into(number * right.nbytes, right.data.cast("B"))
         for mine, each in zip(told, mixed, strict=True):
             mine[number] = np.multiply(right, each).sum(dtype=np.uint32)
     told &= _mask(layout.bits)
-    return [start + each.tobytes() for start, each in zip(found, told, strict=True)]
+    return [_header(source) + each.tobytes() for source, each in zip(sources, told, strict=True)]
+
+
+def _header(source: Source) -> bytes:
+    header = bytearray(HEADER_BYTES)
+    source(0, memoryview(header))
+    return bytes(header)
 
 
 def _width(count: int) -> int:
-    """Return how many of so many words are in a row."""
-    return max(_LEAST_WIDTH, min(_USUAL_WIDTH, count // 64 // 4 * 4), -(-count // _MOST_ROWS // 4) * 4)
+    """Return how many of so many words are in a row; a multiple of 4, so that B's rows begin at cipher blocks."""
+    return max(_LEAST_WIDTH, min(_USUAL_WIDTH, count // 64 // 4 * 4))
 
 
 def words_of(chunk: Bytes) -> Source:

@@ -71,6 +71,8 @@ class Audit:
             result's.
         under_way: the chunks that are being multiplied.
         second: those whose words another run than this peer's was about: it came later, and only watches.
+        since: when this peer began to wait for the results of this run.
+        rejected: of which chunk whose result does not count: it was refuted, or cannot be one.
     """
 
     run: int = 0
@@ -82,6 +84,8 @@ class Audit:
     products: dict[int, tuple[bytes, bytes, bytes]] = field(default_factory=dict)
     under_way: set[int] = field(default_factory=set)
     second: set[int] = field(default_factory=set)
+    since: float | None = None
+    rejected: set[tuple[int, int]] = field(default_factory=set)
 
     @property
     def challenge(self) -> type[Challenge]:
@@ -116,6 +120,7 @@ class Audit:
     def refute(self, chunk: int, refuted: Refuted, *, replaced: bool) -> None:
         """Keep that a result is none; it is lost unless another of the two can replace it, in the first run."""
         self.refuted.setdefault(chunk, refuted)
+        self.rejected.add((chunk, refuted.signer))
         self.results.pop(chunk, None)
         if self.run + 1 == RUNS or not replaced:
             self.close(chunk, Verdict.LOST)
@@ -126,6 +131,7 @@ class Audit:
         """Go on to the results that replace refuted ones."""
         if self.run + 1 < RUNS:
             self.run, self.pending, self.products, self.under_way = self.run + 1, None, {}, set()
+            self.since = None
 
     def summary(self, chunks: int) -> str:
         """Return the worst verdict of so many chunks, `refuted` before it if a result was."""

@@ -95,7 +95,7 @@ MOST_EARLY = 8
 """Statements of later rounds that are kept of one member."""
 RATE, BURST = 500.0, 3000.0
 """Statements a second, and at once, that are taken from one neighbor; the check of a signature takes 0.1 ms. A round
-of a group of 16 has 130, and each can come from anybody; twice that in a burst for two rounds."""
+of a group of 16 has 160, and each can come from anybody; twice that in a burst for two rounds."""
 HAVE_COST = 10.0
 """Of an answer to what a member lacks: up to some hundred statements, which are sent as they are."""
 LEAST_WAIT = 0.25

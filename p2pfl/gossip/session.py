@@ -229,8 +229,6 @@ class Session:
         self._traffic = _Traffic(now)
         self._ready_at: float | None = None
         self._suspects: set[int] = set()
-        self._refuted: set[tuple[int, int]] = set()
-        """Of which chunk who signed a result that is none; its deputy's counts."""
         self._check = Audit()
         self._known = _Known()
         self._seen: tuple[object, ...] | None = None
@@ -494,7 +492,7 @@ class Session:
             # Anybody may sign anything; only the aggregator's word counts, and its deputy's when that is overdue.
             if content.session != self._work.session or not content.chunk < len(self._aggregators):
                 return False
-            if (content.chunk, statement.signer) in self._refuted:
+            if (content.chunk, statement.signer) in self._check.rejected:
                 return False
             aggregator, deputy = self._holders(content.chunk)
             if statement.signer == deputy != aggregator and self._work.enrolled:
@@ -1014,7 +1012,7 @@ class Session:
     def _is_summed(self, chunk: int) -> bool:
         """Return whether no upload of a chunk is needed any more."""
         done = self._has_result(chunk) or chunk in self._work.reducing
-        return done or (chunk, self.terms.me) in self._refuted
+        return done or (chunk, self.terms.me) in self._check.rejected
 
     def _has_result(self, chunk: int) -> bool:
         """Return whether a chunk's result is here, adopted or still to be checked."""
@@ -1229,7 +1227,7 @@ class Session:
             return
         signed = self._statements.signed(Result, self._work.session).get(chunk)
         if signed is not None:
-            self._refuted.add((chunk, signed.signer))
+            self._check.rejected.add((chunk, signed.signer))
             self._statements.forget(Result, self._work.session, chunk)
 
     def _forget_uploads(self, chunk: int) -> None:
@@ -1297,14 +1295,17 @@ class Session:
         chunks = set(range(self._format.chunks)) if self.survivors is not None else set()
         if not self._is_audited or check.verdicts.keys() >= chunks:
             return []
+        check.since = self._now if check.since is None else check.since
         effects = [*self._heed_rivals(), *self._show_rivals()]
         if check.pending is None:
             awaited = chunks - check.verdicts.keys() - check.results.keys()
             if not check.results or (awaited and not self._is_over("reduce") and not self._is_hopeless()):
                 return effects
             check.pending = set(check.results)
-            self._allow(f"multiply{check.run}", 3 * self._stage, self._transfer / 2)
-            self._allow(f"audit{check.run}", 6 * self._stage, self._transfer / 2)
+            # Others may get the results as much later as these took to come here.
+            others = self._now - check.since
+            self._allow(f"multiply{check.run}", others + 3 * self._stage, self._transfer / 2)
+            self._allow(f"audit{check.run}", others + 6 * self._stage, self._transfer / 2)
         effects += [*self._challenge(), *self._multiply(), *self._tell_products(), *self._judge()]
         if not check.pending:
             check.end_run()
@@ -1333,7 +1334,7 @@ class Session:
             held = self._statements.of(Result, self._work.session).get(chunk)
             if self._check.is_rival(said_as(Result, rival), held):
                 effects += self._refute(chunk, "its two signers disagree, or one of them with itself")
-                if (chunk, rival.signer) not in self._refuted:
+                if (chunk, rival.signer) not in self._check.rejected:
                     self._statements.add(rival)
         self._check.rivals = {}
         return effects
@@ -1460,7 +1461,6 @@ class Session:
         aggregator, deputy = self._holders(chunk)
         replaced = signed.signer == aggregator != deputy
         check.refute(chunk, Refuted(signed.signer, self._digest(chunk), why), replaced=replaced)
-        self._refuted.add((chunk, signed.signer))
         self._statements.forget(Result, work.session, chunk)
         self._unsigned.pop(chunk, None)
         self._traffic.signed_at.pop(chunk, None)
