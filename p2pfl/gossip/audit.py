@@ -24,12 +24,11 @@ from p2pfl.crypto.masks import Mask, MaskedVector
 from p2pfl.crypto.products import PRODUCT_BYTES, Source, add_up, pads, products, unmasked, words_of
 from p2pfl.crypto.ring import Layout
 from p2pfl.crypto.suite import Suite
-from p2pfl.gossip.statement_store import Statements
+from p2pfl.gossip.statement_store import Statements, said_as
 
 CHALLENGES: tuple[type[Challenge], ...] = (Challenge, SecondChallenge)
 PRODUCTS_OF: tuple[type[Products], ...] = (Products, SecondProducts)
-RUNS = 2
-"""First all results are checked, then those that replace refuted ones."""
+"""There are two runs: first all results are checked, then those that replace refuted ones."""
 
 
 class Verdict(StrEnum):
@@ -37,7 +36,8 @@ class Verdict(StrEnum):
 
     PASSED: its result is the sum. UNBOUND: it is, if its signer's own product is true. AGREED: aggregator and deputy
     made the same result, and somebody's product contradicts both. INCOMPLETE: a survivor's word was not here in time;
-    the result counts as if there were no check. LOST: nobody's result withstood it.
+    the result counts as if there were no check. LOST: nobody's result withstood it; or one was refuted, not by its
+    signer's own signatures, and what replaces it could not be checked.
     """
 
     PASSED = "passed"
@@ -49,11 +49,29 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Refuted:
-    """A result that is none: who signed it, its digest, and how that came out."""
+    """A result that does not count.
+
+    Attributes:
+        signer: whose it is.
+        digest: its own.
+        rival: who signed another of the same chunk, which contradicts it; None if products do.
+    """
 
     signer: int
     digest: bytes
-    why: str
+    rival: int | None = None
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether its signer lied, whoever else did."""
+        return self.rival == self.signer
+
+    @property
+    def why(self) -> str:
+        """How it came out."""
+        if self.rival is None:
+            return "the survivors' products contradict it"
+        return "it signed another, too" if self.is_proven else "the other that may sign it signed another"
 
 
 @dataclass
@@ -67,6 +85,7 @@ class Audit:
         verdicts: by chunk; final.
         refuted: by chunk.
         rivals: by chunk, a result that contradicts the one that is here.
+        evidence: by chunk, the results that were refuted, or contradicted; for those that have another.
         products: by chunk of this run: of the own words, of the signer's if this peer vouches for them, and the
             result's.
         under_way: the chunks that are being multiplied.
@@ -81,6 +100,7 @@ class Audit:
     verdicts: dict[int, Verdict] = field(default_factory=dict)
     refuted: dict[int, Refuted] = field(default_factory=dict)
     rivals: dict[int, Statement] = field(default_factory=dict)
+    evidence: dict[int, list[Statement]] = field(default_factory=dict)
     products: dict[int, tuple[bytes, bytes, bytes]] = field(default_factory=dict)
     under_way: set[int] = field(default_factory=set)
     second: set[int] = field(default_factory=set)
@@ -117,19 +137,32 @@ class Audit:
         if self.pending is not None:
             self.pending.discard(chunk)
 
-    def refute(self, chunk: int, refuted: Refuted, *, replaced: bool) -> None:
-        """Keep that a result is none; it is lost unless another of the two can replace it, in the first run."""
+    def refute(self, chunk: int, refuted: Refuted, evidence: Sequence[Statement]) -> None:
+        """Keep that a result does not count; what replaces it is for the second run, wherever the first one is."""
         self.refuted.setdefault(chunk, refuted)
         self.rejected.add((chunk, refuted.signer))
-        self.results.pop(chunk, None)
-        if self.run + 1 == RUNS or not replaced:
-            self.close(chunk, Verdict.LOST)
-        elif self.pending is not None:
+        self.evidence.setdefault(chunk, []).extend(evidence)
+        if self.pending is not None:
             self.pending.discard(chunk)
+
+    def due(self, chunks: int) -> set[int]:
+        """Return which of so many chunks this run is about."""
+        due = set(range(chunks)) - self.verdicts.keys()
+        return due - self.refuted.keys() if self.run == 0 else due
+
+    def unknown_to(self, challenge: Challenge, results: Mapping[int, Statement]) -> list[Statement]:
+        """Return what shows whoever signed a challenge of the first run that chunks have other results, too.
+
+        Args:
+            challenge: its own.
+            results: that are here, by chunk.
+        """
+        known = [*results.values(), *(each for evidence in self.evidence.values() for each in evidence)]
+        return [each for each in known if not _is_named(challenge.digests, said_as(Result, each))]
 
     def end_run(self) -> None:
         """Go on to the results that replace refuted ones."""
-        if self.run + 1 < RUNS:
+        if self.run + 1 < len(CHALLENGES):
             self.run, self.pending, self.products, self.under_way = self.run + 1, None, {}, set()
             self.since = None
 
@@ -172,13 +205,17 @@ def challenge_key(
     for who in survivors:
         if who in holders:
             continue
-        if who not in said or said[who].digests[chunk : chunk + 1] != (result.digest,):
+        if who not in said or not _is_named(said[who].digests, result):
             return None
         nonces.append([who, said[who].nonce])
     if not nonces:
         return None
     drawn = suite.hash(canonical([run, chunk, result.digest, list(survivors), nonces]))
     return suite.hkdf(drawn, session, canonical(["p2pfl/audit/1", suite.name]), suite.key_bytes)
+
+
+def _is_named(digests: Sequence[bytes], result: Result) -> bool:
+    return digests[result.chunk : result.chunk + 1] == (result.digest,)
 
 
 @dataclass(frozen=True, slots=True)

@@ -492,7 +492,7 @@ class Session:
             # Anybody may sign anything; only the aggregator's word counts, and its deputy's when that is overdue.
             if content.session != self._work.session or not content.chunk < len(self._aggregators):
                 return False
-            if (content.chunk, statement.signer) in self._check.rejected:
+            if (content.chunk, statement.signer) in self._check.rejected or self._check.is_lost(content.chunk):
                 return False
             aggregator, deputy = self._holders(content.chunk)
             if statement.signer == deputy != aggregator and self._work.enrolled:
@@ -1277,11 +1277,11 @@ class Session:
         return bytes(DIGEST_BYTES) if result is None else result.digest
 
     def _hold(self, chunk: int, result: Payload, found: bytes) -> bool:
-        """Keep a result that is to be checked before it is adopted; return whether it is."""
+        """Keep a result that is to be checked before it is adopted; return whether it must not be, or not yet."""
         check = self._check
         if not self._is_audited or chunk in check.verdicts:
-            return False
-        if chunk in check.refuted and check.refuted[chunk].digest == found:
+            return check.is_lost(chunk)
+        if chunk in check.refuted and check.refuted[chunk] == Refuted(self._holders(chunk)[0], found):
             check.close(chunk, Verdict.AGREED)
             return False
         check.results[chunk] = result
@@ -1291,25 +1291,27 @@ class Session:
 
     def _audit(self) -> list[Effect]:
         """Check the results that are here, once all are; then those that replace refuted ones."""
-        check = self._check
-        chunks = set(range(self._format.chunks)) if self.survivors is not None else set()
-        if not self._is_audited or check.verdicts.keys() >= chunks:
+        check, chunks = self._check, len(self._aggregators)
+        if not self._is_audited or self.survivors is None or len(check.verdicts) == chunks:
             return []
         check.since = self._now if check.since is None else check.since
         effects = [*self._heed_rivals(), *self._show_rivals()]
         if check.pending is None:
-            awaited = chunks - check.verdicts.keys() - check.results.keys()
-            if not check.results or (awaited and not self._is_over("reduce") and not self._is_hopeless()):
+            due = check.due(chunks)
+            if not due <= check.results.keys() and not self._is_over("reduce") and not self._is_hopeless():
                 return effects
-            check.pending = set(check.results)
+            if not due & check.results.keys():
+                check.end_run()
+                return effects
+            check.pending = due & check.results.keys()
             # Others may get the results as much later as these took to come here.
             others = self._now - check.since
-            self._allow(f"multiply{check.run}", others + 3 * self._stage, self._transfer / 2)
-            self._allow(f"audit{check.run}", others + 6 * self._stage, self._transfer / 2)
+            self._allow(f"multiply{check.run}", others + 6 * self._stage, self._transfer / 2)
+            self._allow(f"audit{check.run}", others + 9 * self._stage, self._transfer / 2)
         effects += [*self._challenge(), *self._multiply(), *self._tell_products(), *self._judge()]
         if not check.pending:
             check.end_run()
-        if check.verdicts.keys() >= chunks:
+        if len(check.verdicts) == chunks:
             self._work.hidden = None
         return effects + self._decode()
 
@@ -1328,27 +1330,29 @@ class Session:
         return signer in self._holders(content.chunk) and self._check.is_rival(content, held)
 
     def _heed_rivals(self) -> list[Effect]:
-        """Give up results that are contradicted: who is right shows once the deputy's is checked."""
+        """Give up aggregators' results that are contradicted: who is right shows once the deputy's is checked."""
+        check, session = self._check, self._work.session
         effects: list[Effect] = []
-        for chunk, rival in self._check.rivals.items():
-            held = self._statements.of(Result, self._work.session).get(chunk)
-            if self._check.is_rival(said_as(Result, rival), held):
-                effects += self._refute(chunk, "its two signers disagree, or one of them with itself")
-                if (chunk, rival.signer) not in self._check.rejected:
-                    self._statements.add(rival)
-        self._check.rivals = {}
+        for chunk, rival in check.rivals.items():
+            said, held = said_as(Result, rival), self._statements.signed(Result, session).get(chunk)
+            if held is None or not check.is_rival(said, said_as(Result, held)):
+                continue
+            if held.signer != rival.signer == self._holders(chunk)[0]:
+                check.refute(chunk, Refuted(rival.signer, said.digest, held.signer), [rival])
+                continue
+            effects += self._refute(chunk, rival.signer)
+            check.evidence[chunk].append(rival)
+            if rival.signer != held.signer:
+                self._statements.add(rival)
+        check.rivals = {}
         return effects
 
     def _show_rivals(self) -> list[Effect]:
-        """Show results to whoever names others in its challenge: who signed both gave itself away."""
+        """Show results to whoever names others in its challenge: so all know of both, or of none."""
         results = self._statements.signed(Result, self._work.session)
         effects: list[Effect] = []
-        for who, challenge in self._statements.of(self._check.challenge, self._work.session).items():
-            rivals = [
-                statement
-                for chunk, statement in results.items()
-                if challenge.digests[chunk : chunk + 1] not in ((self._digest(chunk),), (bytes(DIGEST_BYTES),))
-            ]
+        for who, challenge in self._statements.of(CHALLENGES[0], self._work.session).items():
+            rivals = self._check.unknown_to(challenge, results)
             if who != self.terms.me and rivals and self._may_answer((who, "rivals"), self._now, self._stage):
                 effects += [self._tell(who, statement) for statement in rivals]
         return effects
@@ -1438,13 +1442,26 @@ class Session:
             said = check.told(chunk, self._statements, self._work.session)
             made = check.products[chunk][2] if chunk in check.products else None
             judged = verdict_of(self._bits, chunk, signer, self._other_of(chunk, signer), survivors, said, made)
-            if judged is not None and judged[1]:
+            if judged == (Verdict.INCOMPLETE, True):
+                effects += self._leave_open(chunk)
+            elif judged is not None and judged[1]:
                 self._close(chunk, judged[0])
             elif judged is not None:
-                effects += self._refute(chunk, "the survivors' products contradict it")
+                effects += self._refute(chunk)
             elif over:
-                self._close(chunk, Verdict.INCOMPLETE)
+                effects += self._leave_open(chunk)
         return effects
+
+    def _leave_open(self, chunk: int) -> list[Effect]:
+        """Close a check that cannot be completed.
+
+        What replaces a refuted result does not count without it: perhaps it was refuted by a lie, for that to come in.
+        """
+        refuted = self._check.refuted.get(chunk)
+        if refuted is not None and not refuted.is_proven:
+            return self._refute(chunk)
+        self._close(chunk, Verdict.INCOMPLETE)
+        return []
 
     def _close(self, chunk: int, verdict: Verdict) -> None:
         """Keep a verdict, and let the result be decoded; what is held only for the check can go."""
@@ -1454,18 +1471,23 @@ class Session:
         if chunk in self._check.results:
             self._unsigned[chunk] = (self._check.results.pop(chunk), self._digest(chunk))
 
-    def _refute(self, chunk: int, why: str) -> list[Effect]:
-        """Give up a result that is none; its deputy takes the chunk over, as an orphaned one."""
+    def _refute(self, chunk: int, rival: int | None = None) -> list[Effect]:
+        """Give up a result that does not count; its deputy takes the chunk over, as an orphaned one.
+
+        Args:
+            chunk: which.
+            rival: who signed another, which contradicts it; None if products do.
+        """
         work, check = self._work, self._check
         signed = self._statements.signed(Result, work.session)[chunk]
         aggregator, deputy = self._holders(chunk)
-        replaced = signed.signer == aggregator != deputy
-        check.refute(chunk, Refuted(signed.signer, self._digest(chunk), why), replaced=replaced)
+        check.refute(chunk, Refuted(signed.signer, self._digest(chunk), rival), [signed])
         self._statements.forget(Result, work.session, chunk)
         self._unsigned.pop(chunk, None)
         self._traffic.signed_at.pop(chunk, None)
+        check.results.pop(chunk, None)
         work.reducing.discard(chunk)
-        if check.is_lost(chunk):
+        if check.run > 0 or signed.signer != aggregator or aggregator == deputy:
             self._close(chunk, Verdict.LOST)
             return []
         self._at["deputy"] = self._at["deputy at most"] = self._at["repeat"] = self._now

@@ -1,6 +1,6 @@
 """The check of masked sums: who falsifies one alone is found out, and who lies of its product harms no model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -8,16 +8,28 @@ from typing import Any
 import numpy as np
 import pytest
 
-from p2pfl.core.ids import Round
+from p2pfl.core.ids import PeerId, Round
 from p2pfl.core.ledger import Resume
-from p2pfl.core.machine import Bytes, Compute, Effect, Send
-from p2pfl.core.statements import Challenge, Products, Result, decode_statement, encode_body
+from p2pfl.core.machine import Bytes, Compute, Effect, Send, SendBulk
+from p2pfl.core.statements import (
+    Challenge,
+    Products,
+    Result,
+    SecondChallenge,
+    SecondProducts,
+    decode_statement,
+    encode_body,
+)
 from p2pfl.core.trace import Note
-from p2pfl.core.wire import Told
+from p2pfl.core.wire import Chunk, Message, Part, Told
+from p2pfl.crypto.masks import Mask, MaskedVector, pair_masks
 from p2pfl.crypto.products import PRODUCT_BYTES, add_up, products, words_of
+from p2pfl.crypto.ring import WEIGHT_ONE, Layout, Ring
 from p2pfl.crypto.suite import suite
+from p2pfl.gossip.audit import Own, Verdict, Vouched, multiply, verdict_of
 from p2pfl.gossip.chunks import digest
 from p2pfl.gossip.group_machine import GroupMachine
+from p2pfl.gossip.secure_sum import MaskTerms, masked_chunk, sum_chunk
 from p2pfl.gossip.session import Outcome
 from tests.gossip.test_group_machine import chain, die_at, mean, says
 from tests.group_pump import FastKeyring, GroupPump, Node
@@ -136,12 +148,19 @@ def test_a_liar_does_not_escape_by_silence(kind: type) -> None:
     chain(pump, lambda s, r, m: says(m, kind) and s == LIAR and m.statement.signer == LIAR)
     pump.finish_round()
     for place in (0, 2, 3):
-        assert pump.nodes[place].rounds[0].audit.startswith("refuted")
-        assert pump.is_right(place)
+        record = pump.nodes[place].rounds[0]
+        assert record.audit.startswith("refuted")
+        # Its product is missing where its deputy's result is checked, and nothing unchecked replaces what is refuted.
+        assert record.outcome == (Outcome.FULL if kind is Challenge else Outcome.PARTIAL)
+        wrong = pump.nodes[place].adopted[Round(0)] - mean(pump, (0, 1, 2, 3), pump.initial)
+        assert np.abs(np.delete(wrong, range(2, 5))).max() < 1e-2
 
 
 def test_a_liar_that_shows_one_member_the_truth_is_refuted_all_the_same() -> None:
-    """Else their challenges would differ, and nobody could check anything."""
+    """Else their challenges would differ, and nobody could check anything.
+
+    It proves its guilt itself; so its deputy's result counts, though the liar, found out, says no more.
+    """
     pump = Audited(4, rounds=1)
     liar = FastKeyring(LIAR)
     carry_out = pump.carry_out
@@ -159,7 +178,11 @@ def test_a_liar_that_shows_one_member_the_truth_is_refuted_all_the_same() -> Non
     pump.finish_round()
     for place in (0, 2, 3):
         assert pump.is_right(place)
-        assert "disagree" in pump.notes(place)[0]
+        assert (pump.nodes[place].rounds[0].outcome, pump.nodes[place].rounds[0].audit) == (
+            Outcome.FULL,
+            "refuted, incomplete",
+        )
+        assert "it signed another, too" in pump.notes(place)[0]
 
 
 @pytest.mark.parametrize("place", range(4))
@@ -207,14 +230,190 @@ def test_with_a_member_that_dropped_before_the_others_sums_are_checked() -> None
         assert pump.is_right(place, (0, 1, 2))
 
 
-def test_without_the_check_a_falsified_sum_is_adopted() -> None:
-    pump = Audited(4, rounds=1, lies={LIAR: added(4, 2**24)})
-    pump.audit = False
-    for place, node in pump.nodes.items():
-        node.machine = pump.build(place, None)
+@pytest.mark.parametrize("change_clip", [None, 64.0])
+@pytest.mark.parametrize("covers", [False, True])
+def test_lies_about_changes_and_weighted_models_are_found(change_clip: float | None, covers: bool) -> None:
+    class Weighted(Audited):
+        samples = (10, 20, 30, 40)
+
+    Weighted.change_clip = change_clip
+    pumps = [Weighted(4, 40, rounds=1, lies=lies) for lies in ({}, {LIAR: added(4, 1)})]
+    for pump in pumps:
+        pump.covers = covers
+        pump.finish_round()
+    honest, lied_to = (pump.nodes[0].adopted[Round(0)] for pump in pumps)
+    assert honest.tobytes() == lied_to.tobytes()
+    assert [pump.nodes[0].rounds[0].audit for pump in pumps] == ["passed", "refuted, passed"]
+    assert {pump.nodes[place].rounds[0].outcome for pump in pumps for place in pump.nodes} == {Outcome.FULL}
+
+
+def is_result(message: Message) -> bool:
+    return says(message, Result) or (isinstance(message, Chunk) and message.part is Part.RESULT)
+
+
+def test_a_deputy_that_takes_over_and_falsifies_costs_no_more_than_the_chunk() -> None:
+    """Its aggregator's result reaches nobody before the deputy's does."""
+    pump = Audited(4, rounds=1, lies={DEPUTY: added(4, 1)})
+    challenged = set()
+
+    def drop(sender: int, receiver: int, message: Message) -> bool:
+        if says(message, Challenge):
+            challenged.add(sender)
+        return sender == LIAR and is_result(message) and len(challenged) < 4
+
+    pump.drop = drop
+    pump.finish_round()
+    for place in (0, 1, 3):
+        record = pump.nodes[place].rounds[0]
+        assert (record.outcome, record.audit) == (Outcome.PARTIAL, "refuted, lost")
+        wrong = pump.nodes[place].adopted[Round(0)] - mean(pump, (0, 1, 2, 3), pump.initial)
+        assert np.abs(np.delete(wrong, range(2, 5))).max() < 1e-2
+
+
+@pytest.mark.parametrize("also_mute", [(), (OTHER,)])
+def test_a_deputy_that_contradicts_its_aggregator_has_nothing_adopted(also_mute: tuple[int, ...]) -> None:
+    """Not even where the check of what it signed instead cannot be completed."""
+    pump = Audited(4, rounds=1)
+    liar, signed = FastKeyring(DEPUTY), []
+    carry_out = pump.carry_out
+
+    def contradict(place: int, node: Node, effect: Effect) -> None:
+        if isinstance(effect, Compute) and effect.key.endswith("0/decode/1"):
+            pytest.fail("a result of the chunk is adopted")
+        message = effect.message if isinstance(effect, Send) else None
+        told = message.statement.content if isinstance(message, Told) else None
+        if place == DEPUTY and isinstance(told, Challenge) and told.round == 0:
+            body = encode_body(Result(told.round, told.session, 1, bytes([9] * 32)))
+            signed.append(body)
+            other = replace(message, statement=decode_statement(DEPUTY, body, liar.sign(body)))  # type: ignore[type-var]
+            carry_out(place, node, replace(effect, message=other))  # type: ignore[type-var]
+        carry_out(place, node, effect)
+
+    pump.carry_out = contradict  # type: ignore[method-assign]
+    pump.drop = lambda sender, receiver, message: sender in also_mute and says(message, SecondChallenge)
+    pump.finish_round()
+    assert signed
+    for place in (0, 1, 3):
+        assert pump.nodes[place].rounds[0].outcome == Outcome.PARTIAL
+        assert "the other that may sign it signed another" in pump.notes(place)[0]
+
+
+def test_whoever_only_watches_checks_too() -> None:
+    pump = Audited(4, rounds=1, lies={LIAR: added(4, 1)})
+    pump.slow = {3}
+    pump.finish_round()
+    record = pump.nodes[3].rounds[0]
+    assert (record.outcome, record.audit) == (Outcome.LATE, "refuted, passed")
+    assert pump.is_right(3, (0, 1, 2))
+
+
+def test_whoever_watches_later_checks_what_replaced_a_refuted_sum() -> None:
+    """Nobody has the refuted result any more, nor was the first run's challenge about the one that is here."""
+    pump = Audited(4, rounds=1, lies={LIAR: added(4, 1)})
+    pump.slow = {3}
+    late = [False]
+    pump.drop = lambda sender, receiver, message: receiver == 3 and not late[0] and says(message, Result)
+    pump.start()
+    pump.run(until=lambda: all(pump.nodes[place].rounds for place in (0, 2)), limit=2000)
+    late[0] = True
+    pump.run(until=lambda: bool(pump.nodes[3].rounds), limit=2000)
+    record = pump.nodes[3].rounds[0]
+    assert (record.outcome, record.audit) == (Outcome.LATE, "passed")
+    assert pump.is_right(3, (0, 1, 2))
+
+
+def test_no_upload_is_made_again_of_other_values() -> None:
+    """It would go under the same masks, and the difference would be in the clear."""
+    pump = Audited(4, rounds=1, lies={LIAR: added(4, 1)})
+    again: list[tuple[int, bytes]] = []
+    uploads: dict[tuple[int, int, int], set[bytes]] = {}
+    carry_out = pump.carry_out
+
+    def watch(place: int, node: Node, effect: Effect) -> None:
+        if isinstance(effect, Compute) and "/again/" in effect.key and place == OTHER:
+            part, found = effect.work()  # type: ignore[misc]
+            effect = replace(effect, work=lambda: (part + np.uint8(1), digest(part + np.uint8(1))))
+            again.append((place, found))
+        if isinstance(effect, SendBulk) and effect.message.part is Part.UPLOAD:  # type: ignore[union-attr]
+            message = effect.message
+            uploads.setdefault((place, message.round, message.chunk), set()).add(digest(effect.payload))  # type: ignore[union-attr]
+        carry_out(place, node, effect)
+
+    pump.carry_out = watch  # type: ignore[method-assign]
+    pump.finish_round()
+    assert again
+    assert {len(each) for each in uploads.values()} == {1}
+    assert pump.nodes[0].rounds[0].outcome == Outcome.PARTIAL, "the deputy never gets that one's chunk"
+
+
+class Unchecked(Audited):
+    audit = False
+
+
+def test_without_the_check_a_falsified_sum_is_adopted_and_nothing_is_said_of_it() -> None:
+    pump = Unchecked(4, rounds=1, lies={LIAR: added(4, 2**24)})
+    told: set[type] = set()
+    transmit = pump.transmit
+
+    def heard(sender: int, receiver: int, message: Message, payload: Any) -> None:
+        if isinstance(message, Told):
+            told.add(type(message.statement.content))
+        transmit(sender, receiver, message, payload)
+
+    pump.transmit = heard  # type: ignore[method-assign]
     pump.finish_round()
     assert pump.nodes[0].rounds[0].audit == ""
     assert not pump.is_right(0)
+    assert Result in told
+    assert told.isdisjoint({Challenge, Products, SecondChallenge, SecondProducts})
+
+
+@pytest.mark.parametrize("bits", [32, 16])
+@pytest.mark.parametrize("bound", [True, False])
+@pytest.mark.parametrize("wrong", [False, True])
+def test_what_four_members_tell_adds_up_and_shows_none_of_theirs(bits: int, bound: bool, wrong: bool) -> None:
+    """Member 1 signed the sum of chunk 0, and where it is bound member 2 vouches for it; a fifth one has dropped."""
+    cipher, chunk, key = suite("aes"), 0, b"k" * 32
+    layout, ring = Layout(40, 1, bits), Ring(bits, 5, 8.0)
+    roster = [PeerId(f"peer-{place}") for place in range(5)]
+    keys = {frozenset((one, two)): bytes([one, two]) * 16 for one in range(5) for two in range(one)}
+    selfs = {place: bytes([100 + place]) * 32 for place in range(5)}
+
+    def pairs(me: int, others: Sequence[int]) -> tuple[Mask, ...]:
+        return pair_masks(roster[me], {roster[each]: keys[frozenset((me, each))] for each in others if each != me})
+
+    draw, uploads, told = np.random.default_rng(1), [], {}
+    hidden = []
+    for place in range(4):
+        masks = (Mask(selfs[place], 1), *pairs(place, range(5)))
+        values = draw.standard_normal(40).astype(np.float32)
+        hidden.append(MaskedVector(cipher, ring, layout, values, WEIGHT_ONE, masks))
+        uploads.append(masked_chunk(hidden[-1], chunk))
+    left = [Mask(selfs[place], -1) for place in range(4)]
+    gone = [[Mask(each.key, -each.sign) for each in pairs(place, [4])] for place in range(4)]
+    result = sum_chunk(
+        MaskTerms(cipher, bits, 8.0, bytes),
+        ring,
+        layout,
+        chunk,
+        [each.copy() for each in uploads],
+        [*left, *(mask for each in gone for mask in each)],
+    )
+    if wrong:
+        result[20] ^= 1
+    for place in range(4):
+        own: Own | None = Own(hidden[place], (), pairs(place, range(4)))
+        if bound:
+            own = None if place == 1 else Own(hidden[place], pairs(place, [1]), pairs(place, [0, 2, 3]))
+        vouched = Vouched(uploads[1], (left[1], *gone[1])) if bound and place == 2 else None
+        mine, others, whole = multiply(cipher, layout, chunk, key, result, own, vouched)
+        told[place] = Products(Round(0), bytes(32), (mine,), (others,))
+        (bare,) = products(cipher, layout, chunk, key, [partial(hidden[place].block_into, chunk, masks=())])
+        assert mine[:16] != bare[:16]
+        assert mine[16:] != bare[16:]
+    found = verdict_of(bits, chunk, 1, 2 if bound else None, range(4), told, whole)
+    assert found == (Verdict.PASSED if bound else Verdict.UNBOUND, not wrong)
+    assert verdict_of(bits, chunk, 1, 2 if bound else None, range(4), {0: told[0], 2: told[2]}, whole) is None
 
 
 class Star(Audited):
