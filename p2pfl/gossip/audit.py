@@ -66,6 +66,10 @@ class Refuted:
         """Whether its signer lied, whoever else did."""
         return self.rival == self.signer
 
+    def contradicts(self, content: Result, signer: int) -> bool:
+        """Return whether the same member signed another result."""
+        return signer == self.signer and content.digest != self.digest
+
     @property
     def why(self) -> str:
         """How it came out."""
@@ -126,6 +130,11 @@ class Audit:
         chunk = content.chunk
         is_open = self.run == 0 and chunk not in self.verdicts and chunk not in self.refuted
         return is_open and held is not None and held.digest != content.digest
+
+    def proves(self, content: Result, signer: int) -> bool:
+        """Return whether a result shows that the signer of a refuted one signed two."""
+        refuted = self.refuted.get(content.chunk)
+        return refuted is not None and not refuted.is_proven and refuted.contradicts(content, signer)
 
     def is_lost(self, chunk: int) -> bool:
         """Return whether nobody's result of a chunk counts any more."""

@@ -20,7 +20,7 @@ Owns the stages of one round. Must not know training, models or other rounds: th
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import partial
 from typing import Any
@@ -464,6 +464,15 @@ class Session:
         if isinstance(content, Result) and self._is_rival(content, signer):
             self._keyring.verify(signer, statement.body, statement.signature)
             self._check.rivals[content.chunk], self._seen = statement, None
+            return False
+        if (
+            isinstance(content, Result)
+            and content.session == self._work.session
+            and self._check.proves(content, signer)
+        ):
+            self._keyring.verify(signer, statement.body, statement.signature)
+            refuted = self._check.refuted[content.chunk]
+            self._check.refuted[content.chunk] = replace(refuted, rival=signer)
             return False
         if self._statements.contradicts(statement):
             if signer in self._suspects:
@@ -1342,6 +1351,9 @@ class Session:
                 continue
             effects += self._refute(chunk, rival.signer)
             check.evidence[chunk].append(rival)
+            if check.refuted[chunk].is_proven:
+                shown = [who for who in self.terms.group if who not in (self.terms.me, rival.signer)]
+                effects += [self._tell(who, statement) for who in shown for statement in (held, rival)]
             if rival.signer != held.signer:
                 self._statements.add(rival)
         check.rivals = {}
