@@ -71,6 +71,8 @@ class LyingMachine:
         self.silent = False
         self.members: tuple[int, ...] = ()
         """Of the last session that it heard of."""
+        self.right: dict[bytes, Payload] = {}
+        """Of the digests of sums that it falsified, the right ones."""
         self.truth: list[Effect] = []
         """What the machine answered to the last input, before any lie."""
 
@@ -81,8 +83,14 @@ class LyingMachine:
             input = replace(input, vector=_nan(input.vector))
         effects = self._machine.handle(input, now)
         self._note_members([input, *effects])
-        self.truth = self._machine.truth if isinstance(self._machine, LyingMachine) else effects
+        inner = self._machine.truth if isinstance(self._machine, LyingMachine) else effects
+        self.truth = [self._put_right(effect) for effect in inner] if self.right else inner
         return self._tell(self, effects) if lying else effects
+
+    def _put_right(self, effect: Effect) -> Effect:
+        if not isinstance(effect, SendBulk):
+            return effect
+        return replace(effect, payload=self.right.get(digest(effect.payload), effect.payload))
 
     def _note_members(self, happened: Sequence[Input | Effect]) -> None:
         for each in happened:
@@ -293,7 +301,7 @@ def _withhold(liar: LyingMachine, effects: list[Effect]) -> list[Effect]:
     return _each_message(effects, change)
 
 
-def _change_sums(effects: list[Effect], change: Callable[[Payload], Payload]) -> list[Effect]:
+def _change_sums(liar: LyingMachine, effects: list[Effect], change: Callable[[Payload], Payload]) -> list[Effect]:
     """Return the effects with other sums of chunks, which the machine then takes for its own, signs and sends."""
 
     def wrong(work: Callable[[], object]) -> object:
@@ -301,6 +309,7 @@ def _change_sums(effects: list[Effect], change: Callable[[Payload], Payload]) ->
         if not isinstance(made, tuple):
             return made
         payload = change(made[0])
+        liar.right[digest(payload)] = made[0]
         return payload, digest(payload)
 
     return [
@@ -312,15 +321,13 @@ def _change_sums(effects: list[Effect], change: Callable[[Payload], Payload]) ->
 
 
 def _falsify(liar: LyingMachine, effects: list[Effect]) -> list[Effect]:
-    del liar
-
     def change(payload: Payload) -> Payload:
         wrong = payload.copy()
         if payload.dtype == np.uint8:
             wrong[-1] += 1  # a word's highest byte: far from the sum, and nothing forbids it
         return wrong
 
-    return _change_sums(effects, change)
+    return _change_sums(liar, effects, change)
 
 
 def _falsify_and_hush(liar: LyingMachine, effects: list[Effect]) -> list[Effect]:
@@ -332,8 +339,7 @@ def _falsify_and_hush(liar: LyingMachine, effects: list[Effect]) -> list[Effect]
 
 
 def _wreck(liar: LyingMachine, effects: list[Effect]) -> list[Effect]:
-    del liar
-    return _change_sums(effects, _spoiled)
+    return _change_sums(liar, effects, _spoiled)
 
 
 LIES: dict[str, Callable[[LyingMachine, list[Effect]], list[Effect]]] = {
