@@ -131,6 +131,10 @@ class Audit:
         is_open = self.run == 0 and chunk not in self.verdicts and chunk not in self.refuted
         return is_open and held is not None and held.digest != content.digest
 
+    def has_refuted(self, statement: Statement) -> bool:
+        """Return whether this very statement was refuted, or contradicted."""
+        return any(each.body == statement.body for evidence in self.evidence.values() for each in evidence)
+
     def proves(self, content: Result, signer: int) -> bool:
         """Return whether a result shows that the signer of a refuted one signed two."""
         refuted = self.refuted.get(content.chunk)

@@ -1623,8 +1623,8 @@ class Session:
         return self._lasts("hopeless", lost and is_quiet, (2 + 8) * self._stage)
 
     def holds(self, statement: Statement) -> bool:
-        """Return whether this very statement is here."""
-        return self._statements.holds(statement)
+        """Return whether this very statement is here, or was before it was refuted."""
+        return self._statements.holds(statement) or self._check.has_refuted(statement)
 
     def took_part(self, who: int) -> bool:
         """Return whether a member gave a sign of taking part in this round."""
