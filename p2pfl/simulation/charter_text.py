@@ -40,6 +40,8 @@ def describe_charter(charter: Charter) -> Iterator[str]:
     yield f"suite     {charter.security.suite}: `p2pfl suites` says what that is{sm2}"
     if averaging.masks == "on":
         yield f"masks     on: only sums are revealed; values up to {averaging.clip:g}"
+        checked = "checked before" if averaging.audit == "full" else "NOT CHECKED when"
+        yield f"audit     {averaging.audit}: sums are {checked} they are adopted"
     else:
         yield f"masks     off: {UNMASKED}"
     if averaging.samples_max is not None:
