@@ -95,7 +95,7 @@ class Audit:
         under_way: the chunks that are being multiplied.
         second: those whose words another run than this peer's was about: it came later, and only watches.
         since: when this peer began to wait for the results of this run.
-        rejected: of which chunk whose result does not count: it was refuted, or cannot be one.
+        rejected: of which chunk whose result does not count: it was refuted; of all, where one cannot be any.
     """
 
     run: int = 0

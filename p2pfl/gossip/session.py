@@ -1236,7 +1236,7 @@ class Session:
             return
         signed = self._statements.signed(Result, self._work.session).get(chunk)
         if signed is not None:
-            self._check.rejected.add((chunk, signed.signer))
+            self._check.rejected |= {(each, signed.signer) for each in range(self._format.chunks)}
             self._statements.forget(Result, self._work.session, chunk)
 
     def _forget_uploads(self, chunk: int) -> None:
