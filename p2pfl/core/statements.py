@@ -205,6 +205,7 @@ class Challenge:
     Attributes:
         digests: of the results, in the chunks' order.
         nonce: what nobody could foresee when it signed one.
+        by_deputy: bit i if what I hold of chunk i is signed by its deputy.
     """
 
     kind: ClassVar[int] = 12
@@ -212,6 +213,7 @@ class Challenge:
     session: bytes
     digests: tuple[bytes, ...]
     nonce: bytes
+    by_deputy: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -415,6 +417,7 @@ _CHECKS: dict[str, Callable[[str, object], object]] = {
     "survivors": _places,
     "chunk": lambda name, value: integer(name, value, MAX_GROUP - 1),
     "nonce": lambda name, value: fixed_bytes(name, value, DIGEST_BYTES),
+    "by_deputy": lambda name, value: integer(name, value, 2**MAX_GROUP - 1),
     "products": lambda name, value: _short(name, value, MAX_PRODUCTS_BYTES),
     "witnessed": lambda name, value: _short(name, value, MAX_PRODUCTS_BYTES),
     "digest": lambda name, value: fixed_bytes(name, value, DIGEST_BYTES),

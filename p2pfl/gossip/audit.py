@@ -92,7 +92,7 @@ class Audit:
         evidence: by chunk, the results that were refuted, or contradicted; for those that have another.
         products: by chunk of this run: of the own words, of the signer's if this peer vouches for them, and the
             result's.
-        under_way: the chunks that are being multiplied.
+        signers: of the chunks that are being multiplied, or were in this run: whose results count as signed.
         second: those whose words another run than this peer's was about: it came later, and only watches.
         since: when this peer began to wait for the results of this run.
         rejected: of which chunk whose result does not count: it was refuted; of all, where one cannot be any.
@@ -106,7 +106,7 @@ class Audit:
     rivals: dict[int, Statement] = field(default_factory=dict)
     evidence: dict[int, list[Statement]] = field(default_factory=dict)
     products: dict[int, tuple[bytes, bytes, bytes]] = field(default_factory=dict)
-    under_way: set[int] = field(default_factory=set)
+    signers: dict[int, int] = field(default_factory=dict)
     second: set[int] = field(default_factory=set)
     since: float | None = None
     rejected: set[tuple[int, int]] = field(default_factory=set)
@@ -176,7 +176,7 @@ class Audit:
     def end_run(self) -> None:
         """Go on to the results that replace refuted ones."""
         if self.run + 1 < len(CHALLENGES):
-            self.run, self.pending, self.products, self.under_way = self.run + 1, None, {}, set()
+            self.run, self.pending, self.products, self.signers = self.run + 1, None, {}, {}
             self.since = None
 
     def summary(self, chunks: int) -> str:
@@ -201,8 +201,11 @@ def challenge_key(
     survivors: Sequence[int],
     holders: Sequence[int],
     statements: Statements,
-) -> bytes | None:
-    """Return the key of the words that a chunk is multiplied with; None until all that draw them have challenged.
+) -> tuple[bytes, int] | None:
+    """Return what a chunk is multiplied with: the key of random words, and who counts as the result's signer.
+
+    Where aggregator and deputy signed the same, members hold the one's or the other's word for it; so who is not to
+    tell its own products follows from what those say that draw the words: the aggregator, if one has its signature.
 
     Args:
         suite: the charter's.
@@ -213,6 +216,9 @@ def challenge_key(
         holders: the two that may sign the result; their nonces do not count, so that neither can choose its lie by
             the words that will be drawn.
         statements: with the run's challenges.
+
+    Returns:
+        None until all that draw the words have challenged.
     """
     said, nonces, chunk = statements.of(CHALLENGES[run], session), list[Value](), result.chunk
     for who in survivors:
@@ -223,8 +229,10 @@ def challenge_key(
         nonces.append([who, said[who].nonce])
     if not nonces:
         return None
+    all_by_deputy = all(said[who].by_deputy >> chunk & 1 for who in survivors if who not in holders)
     drawn = suite.hash(canonical([run, chunk, result.digest, list(survivors), nonces]))
-    return suite.hkdf(drawn, session, canonical(["p2pfl/audit/1", suite.name]), suite.key_bytes)
+    key = suite.hkdf(drawn, session, canonical(["p2pfl/audit/1", suite.name]), suite.key_bytes)
+    return key, holders[1 if all_by_deputy else 0]
 
 
 def _is_named(digests: Sequence[bytes], result: Result) -> bool:

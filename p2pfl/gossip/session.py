@@ -1330,7 +1330,9 @@ class Session:
         if terms is None or not self._vouches or self.terms.me in self._statements.signed(kind, session):
             return []
         digests = tuple(map(self._digest, range(self._format.chunks)))
-        return self._state(kind(self.terms.round, session, digests, terms.entropy(DIGEST_BYTES)))
+        signed = self._statements.signed(Result, session)
+        by_deputy = sum(1 << chunk for chunk, each in signed.items() if each.signer != self._holders(chunk)[0])
+        return self._state(kind(self.terms.round, session, digests, terms.entropy(DIGEST_BYTES), by_deputy))
 
     def _is_rival(self, content: Result, signer: int) -> bool:
         if not self._is_audited or content.session != self._work.session or content.chunk >= len(self._aggregators):
@@ -1362,15 +1364,18 @@ class Session:
     def _show_rivals(self) -> list[Effect]:
         """Show results to whoever names others in its challenge: so all know of both, or of none."""
         results = self._statements.signed(Result, self._work.session)
+        named = tuple(map(self._digest, range(self._format.chunks)))
         effects: list[Effect] = []
         for who, challenge in self._statements.of(CHALLENGES[0], self._work.session).items():
+            if challenge.digests == named and not self._check.evidence:
+                continue
             rivals = self._check.unknown_to(challenge, results)
             if who != self.terms.me and rivals and self._may_answer((who, "rivals"), self._now, self._stage):
                 effects += [self._tell(who, statement) for statement in rivals]
         return effects
 
-    def _key_of(self, chunk: int, run: int) -> bytes | None:
-        """Return the key of a chunk's random words; None until it is known."""
+    def _drawn(self, chunk: int, run: int) -> tuple[bytes, int] | None:
+        """Return the key of a chunk's random words, and who counts as its signer; None until they are known."""
         result = self._statements.of(Result, self._work.session).get(chunk)
         if result is None or self._masks is None:
             return None
@@ -1384,14 +1389,14 @@ class Session:
         if masks is None:
             return []
         layout = Layout(self.terms.parameters, self._format.chunks, self._bits)
-        for chunk in sorted((check.pending or set()) - check.under_way):
-            key = self._key_of(chunk, check.run)
-            if key is None and not self._vouches and (key := self._key_of(chunk, len(CHALLENGES) - 1)) is not None:
+        for chunk in sorted((check.pending or set()) - check.signers.keys()):
+            drawn = self._drawn(chunk, check.run)
+            if drawn is None and not self._vouches and (drawn := self._drawn(chunk, len(CHALLENGES) - 1)) is not None:
                 check.second.add(chunk)
-            if key is None:
+            if drawn is None:
                 continue
-            check.under_way.add(chunk)
-            signer, result = self._statements.signed(Result, self._work.session)[chunk].signer, check.results[chunk]
+            (key, signer), result = drawn, check.results[chunk]
+            check.signers[chunk] = signer
             own, vouched = self._own_part(chunk, signer), self._vouched(chunk, signer)
             task = partial(multiply, masks.suite, layout, chunk, key, np.asarray(result, np.uint8), own, vouched)
             effects.append(Compute(f"multiply/{check.run}/{chunk}", task, 2 * result.nbytes))
@@ -1439,7 +1444,7 @@ class Session:
         silent = [who for who in self.survivors or () if who not in said and who != self.terms.me]
         centre = self.terms.centre
         # What leaves of a star say comes from its centre.
-        via = [who if who in self.linked or centre is None else centre for who in silent]
+        via = [who if who in self.linked or centre in (None, self.terms.me) else centre for who in silent]
         return self._lasts(f"gone {kind.kind}", bool(silent) and not any(map(self._is_here, via)), self._stage)
 
     def _judge(self) -> list[Effect]:
@@ -1450,7 +1455,7 @@ class Session:
         results = self._statements.signed(Result, self._work.session)
         effects: list[Effect] = []
         for chunk in sorted(check.pending or ()):
-            signer = results[chunk].signer
+            signer = check.signers.get(chunk, results[chunk].signer)
             said = check.told(chunk, self._statements, self._work.session)
             made = check.products[chunk][2] if chunk in check.products else None
             judged = verdict_of(self._bits, chunk, signer, self._other_of(chunk, signer), survivors, said, made)
@@ -1492,14 +1497,15 @@ class Session:
         """
         work, check = self._work, self._check
         signed = self._statements.signed(Result, work.session)[chunk]
+        signer = signed.signer if rival is not None else check.signers.get(chunk, signed.signer)
         aggregator, deputy = self._holders(chunk)
-        check.refute(chunk, Refuted(signed.signer, self._digest(chunk), rival), [signed])
+        check.refute(chunk, Refuted(signer, self._digest(chunk), rival), [signed])
         self._statements.forget(Result, work.session, chunk)
         self._unsigned.pop(chunk, None)
         self._traffic.signed_at.pop(chunk, None)
         check.results.pop(chunk, None)
         work.reducing.discard(chunk)
-        if check.run > 0 or signed.signer != aggregator or aggregator == deputy:
+        if check.run > 0 or signer != aggregator or aggregator == deputy:
             self._close(chunk, Verdict.LOST)
             return []
         self._at["deputy"] = self._at["deputy at most"] = self._at["repeat"] = self._now

@@ -270,6 +270,30 @@ def test_a_deputy_that_takes_over_and_falsifies_costs_no_more_than_the_chunk() -
         assert np.abs(np.delete(wrong, range(2, 5))).max() < 1e-2
 
 
+def test_members_that_have_one_result_from_its_aggregator_or_its_deputy_check_it_together() -> None:
+    """The aggregator's word reaches one member only in time; to the others its deputy gives the same result."""
+    pump = Audited(4, rounds=1)
+    challenged: set[int] = set()
+    by_deputy: set[int] = set()
+
+    def drop(sender: int, receiver: int, message: Message) -> bool:
+        told = message.statement if isinstance(message, Told) else None
+        if told is not None and isinstance(told.content, Challenge) and told.content.round == 0:
+            challenged.add(told.signer)
+            by_deputy.add(told.content.by_deputy)
+        signed = told is not None and isinstance(told.content, Result) and told.signer == LIAR
+        sent = isinstance(message, Chunk) and message.part is Part.RESULT and message.chunk == 1 and sender != DEPUTY
+        return receiver in (0, DEPUTY) and (signed or sent) and len(challenged) < 4
+
+    pump.drop = drop
+    pump.finish_round()
+    assert by_deputy == {0, 2}
+    for place, node in pump.nodes.items():
+        assert (node.rounds[0].outcome, node.rounds[0].audit) == (Outcome.FULL, "passed")
+        assert pump.is_right(place)
+        assert not pump.notes(place)
+
+
 @pytest.mark.parametrize("also_mute", [(), (OTHER,)])
 def test_a_deputy_that_contradicts_its_aggregator_has_nothing_adopted(also_mute: tuple[int, ...]) -> None:
     """Not even where the check of what it signed instead cannot be completed."""

@@ -63,7 +63,7 @@ class Mischief:
             Proposal(round, session, self.places(), self.places()),
             Vote(round, session, self.places()),
             Result(round, session, draw.randint(0, 7), draw.choice(self.digests)),
-            Challenge(round, session, digests, draw.choice(self.digests)),
+            Challenge(round, session, digests, draw.choice(self.digests), draw.getrandbits(8)),
             Products(round, session, digests, tuple(each[:5] for each in digests)),
             SecondProducts(round, session, digests, ()),
         ])  # fmt: skip
