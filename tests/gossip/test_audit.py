@@ -271,23 +271,24 @@ def test_a_deputy_that_takes_over_and_falsifies_costs_no_more_than_the_chunk() -
 
 
 def test_members_that_have_one_result_from_its_aggregator_or_its_deputy_check_it_together() -> None:
-    """The aggregator's word reaches one member only in time; to the others its deputy gives the same result."""
+    """The aggregator's word comes when its deputy has summed, and to one member before the deputy's."""
     pump = Audited(4, rounds=1)
-    challenged: set[int] = set()
-    by_deputy: set[int] = set()
+    by_deputy: dict[int, int] = {}
+    summed: set[int] = set()
 
     def drop(sender: int, receiver: int, message: Message) -> bool:
         told = message.statement if isinstance(message, Told) else None
         if told is not None and isinstance(told.content, Challenge) and told.content.round == 0:
-            challenged.add(told.signer)
-            by_deputy.add(told.content.by_deputy)
-        signed = told is not None and isinstance(told.content, Result) and told.signer == LIAR
-        sent = isinstance(message, Chunk) and message.part is Part.RESULT and message.chunk == 1 and sender != DEPUTY
-        return receiver in (0, DEPUTY) and (signed or sent) and len(challenged) < 4
+            by_deputy[told.signer] = told.content.by_deputy
+        if told is not None and isinstance(told.content, Result) and told.content.chunk == 1:
+            summed.add(told.signer)
+            first = LIAR if receiver == OTHER and DEPUTY in summed else DEPUTY
+            return told.signer != first and len(by_deputy) < 4
+        return sender == LIAR and isinstance(message, Chunk) and message.part is Part.RESULT and DEPUTY not in summed
 
     pump.drop = drop
     pump.finish_round()
-    assert by_deputy == {0, 2}
+    assert {by_deputy[place] for place in (0, OTHER)} == {0, 2}
     for place, node in pump.nodes.items():
         assert (node.rounds[0].outcome, node.rounds[0].audit) == (Outcome.FULL, "passed")
         assert pump.is_right(place)
