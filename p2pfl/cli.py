@@ -560,6 +560,8 @@ def replay(
     topology: Annotated[str, typer.Option(help="With --seed: groups, or an overlay whose stars average.")] = "groups",
     group: Annotated[int, typer.Option(help="With --seed, members wanted in a group.")] = 4,
     masks: Annotated[bool, typer.Option("--masks", help="With --seed, hide updates in the sums.")] = False,
+    bits: Annotated[int, typer.Option(help="With --masks, of a word: 32, or 16 for changes.")] = 32,
+    weighted: Annotated[bool, typer.Option("--weighted", help="With --seed, members weigh by samples.")] = False,
     matrix: Annotated[int, typer.Option(help="With --seed, the fault matrix's case of that many members instead.")] = 0,
     kill: Annotated[
         str, typer.Option(help="With --matrix, who dies: place/effects/1 if its last record is kept.")
@@ -585,7 +587,8 @@ def replay(
     elif matrix:
         lines, reason = run_matrix(plan_of(seed or 0, matrix, kill, lie))
     else:
-        lines, reason = run_mix(seed or 0, mix, peers=peers, topology=topology, group=group, masked=masks)
+        network = {"peers": peers, "topology": topology, "group": group, "masked": masks}
+        lines, reason = run_mix(seed or 0, mix, **network, bits=bits, weighted=weighted)
     if save is not None:
         save.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         _say(f"{save}: {len(lines)} lines")

@@ -180,6 +180,26 @@ def test_killing_one_peer_leaves_the_rest_finishing_their_rounds(tmp_path: Path,
     assert "killed" in report
 
 
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the peers' processes through /proc")
+def test_a_peer_killed_in_a_masked_round_costs_at_most_that_round_in_its_group(
+    tmp_path: Path, start: Callable[..., Demo]
+) -> None:
+    run = tmp_path / "run"
+    demo = start(run, "--peers", "8", "--rounds", "60")
+    demo.wait_for("round ")
+    os.kill(pid_of(run, "peer-1"), signal.SIGKILL)
+    assert demo.end() == 0
+    killed_in = len(rounds_of(run, "peer-1"))
+    assert killed_in < 60
+    for peer in (f"peer-{number}" for number in range(8) if number != 1):
+        records = [record for record in rounds_of(run, peer) if not record.settling]
+        assert [record.round for record in records] == list(range(60))
+        lost = [record for record in records[killed_in:] if record.outcome != "full"]
+        assert [record.round for record in lost] in ([], [killed_in])
+        assert all("peer-1" in record.enrolled for record in lost)
+        assert all("peer-1" not in record.heard for record in records[killed_in + 1 :])
+
+
 def test_ctrl_c_stops_every_peer_and_leaves_no_process(tmp_path: Path, start: Callable[..., Demo]) -> None:
     run = tmp_path / "run"
     demo = start(run, "--peers", "3", "--rounds", "1000000")

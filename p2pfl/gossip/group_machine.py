@@ -98,6 +98,8 @@ RATE, BURST = 500.0, 3000.0
 of a group of 16 has 160, and each can come from anybody; twice that in a burst for two rounds."""
 HAVE_COST = 10.0
 """Of an answer to what a member lacks: up to some hundred statements, which are sent as they are."""
+SLACK = 2.0
+"""How much longer than the last round's a round's steps may take before the others wait no more; a guess."""
 LEAST_WAIT = 0.25
 """Seconds that a stage waits at least before it takes somebody for gone; a guess for links between continents."""
 
@@ -231,6 +233,21 @@ class GroupPlan:
         )
 
 
+@dataclass
+class _Training:
+    """The local steps.
+
+    Attributes:
+        usual: seconds that a round's are expected to take: as long as the last round's, unless a window bounds them.
+        began: when those under way did.
+        base: what those under way started from.
+    """
+
+    usual: float
+    began: float = 0.0
+    base: Vector | None = None
+
+
 class GroupMachine:
     """The machine of one peer; see the module.
 
@@ -277,8 +294,7 @@ class GroupMachine:
         self._round_began = 0.0
         self._heartbeat_due = 0.0
         self._wake: float | None = None
-        self._train_base: Vector | None = None
-        """The base that the local steps under way started from."""
+        self._training = _Training(plan.window)
         self._loss: float | None = None
         self._steps = 0
         self._behind_at: float | None = None
@@ -572,16 +588,19 @@ class GroupMachine:
 
     # Training
 
-    def _begin_training(self) -> list[Effect]:
-        if self._train_base is not None:
+    def _begin_training(self, now: Seconds) -> list[Effect]:
+        if self._training.base is not None:
             return []  # the steps of an earlier round are still being made; they will count in this one
-        self._train_base = self._base
+        self._training.base = self._base
+        self._training.began = now
         return [Train(self._round, self.model, self._plan.window)]
 
     def _on_trained(self, trained: Trained, now: Seconds) -> list[Effect]:
-        if self._train_base is None:
+        if self._training.base is None:
             raise OutOfTurn("local steps that nobody asked for")
-        vector, base, self._train_base = trained.vector, self._train_base, None
+        vector, base, self._training.base = trained.vector, self._training.base, None
+        if self._plan.window == math.inf:
+            self._training.usual = now - self._training.began
         self._loss, self._steps = trained.loss, trained.steps
         session = self._session
         if session is None or session.is_trained or session.outcome is not None:
@@ -611,13 +630,13 @@ class GroupMachine:
         self._session = session
         effects: list[Effect] = [self._ping(place) for place in self._members.linked()]
         if self._round < self._plan.rounds:
-            effects += [*self._enter(State.TRAINING), *self._begin_training()]
-            self._advert_at = max(now, now + self._plan.window - self._stage)
+            effects += [*self._enter(State.TRAINING), *self._begin_training(now)]
+            self._advert_at = max(now, now + min(self._plan.window, self._training.usual) - self._stage)
         else:
             effects += self._enter(State.SETTLING)
             if self._masks is not None:
                 session.trained(self._base, now)
-            elif self._train_base is None:
+            elif self._training.base is None:
                 session.trained(self.model, now)
         early, self._early = self._early, {}
         for place, statements in early.items():
@@ -701,7 +720,8 @@ class GroupMachine:
         if not session.spent and (self._is_deserted(now) or self._is_group_short(session)):
             session.give_up()
         if self._advert_at is not None and now >= self._advert_at and session.training_ends is None:
-            session.training_ends = self._round_began + self._plan.window
+            # A round's steps take now longer, now shorter: whoever waits for them gets a bound, not the mean.
+            session.training_ends = self._round_began + min(self._plan.window, SLACK * self._training.usual)
         if self._round < self._plan.rounds:
             expected = self._members.expected(session.terms.group, self._round)
         else:  # the last average is everybody's: also whoever lags is waited for, as long as it is here
@@ -802,7 +822,7 @@ class GroupMachine:
         """Let the outcome take effect, and keep it, before anything follows from it."""
         outcome, average = session.outcome, session.average()
         base, mine = self._base, session.contribution
-        if self._train_base is not None:
+        if self._training.base is not None:
             pass  # what the steps under way started from keeps its meaning: they end in an update
         elif session.spent and outcome is not Outcome.SKIP:
             self._update = session.residual()

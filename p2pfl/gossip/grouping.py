@@ -106,7 +106,7 @@ def bears(members: int, colluders: int) -> bool:
 
 
 def least_masked(colluders: int) -> int:
-    """Return the fewest members of a masked sum: two that are honest, and of two each would learn the other's."""
+    """Return c_min = max(3, c + 2), the fewest in a masked sum: of two each would learn the other's; two are honest."""
     return max(colluders + 2, LEAST_MASKED)
 
 

@@ -18,7 +18,7 @@ import networkx as nx
 import numpy as np
 
 from p2pfl.core.errors import InvalidConfig
-from p2pfl.gossip.grouping import LEAST_MASKED, bearable_colluders
+from p2pfl.gossip.grouping import bearable_colluders
 
 PRIME = 2**61 - 1
 MOST_SETS = 100_000
@@ -180,11 +180,6 @@ def worst_cosine(least: int, colluders: int, alpha_min: float = 1.0) -> float:
         raise InvalidConfig(f"alpha-min must be above 0 and at most 1, not {alpha_min:g}")
     honest = max(0, least - colluders - 1)
     return float(1 / np.sqrt(1 + honest * alpha_min**2))
-
-
-def least_contributors(colluders: int) -> int:
-    """Return c_min = max(3, c + 2), the fewest contributors of a masked sum that bears c colluders."""
-    return max(LEAST_MASKED, colluders + 2)
 
 
 def lying_colluders(members: int) -> int:

@@ -1072,14 +1072,16 @@ class Session:
     def _may_propose(self, lists: Mapping[int, set[int]]) -> bool:
         """Return whether it is this peer's turn: enough acknowledgements are here, and those that lack will not come.
 
-        One that has everything early must not leave out whoever waits, and with too few nobody would heed it.
+        One that has everything early must not leave out whoever waits, and with too few nobody would heed it. Nor must
+        one that was cut off take those for gone that it has only not heard again.
         """
         aggregators = self._aggregators
         rank = sorted(self._work.members, key=self._order).index(self.terms.me)
         enough = len(lists) >= threshold(len(aggregators))
         complete = len(lists) == len(aggregators)
         awaited = not complete and any(self._is_here(who) for who in aggregators if who not in lists)
-        in_turn = self._lasts("propose", enough and not awaited, (rank + (not complete)) * self._stage)
+        certain = complete and all(map(self._is_here, self._work.members))
+        in_turn = self._lasts("propose", enough and not awaited, (rank + (not certain)) * self._stage)
         return in_turn or (enough and self._is_due("propose at most"))
 
     @property

@@ -284,10 +284,14 @@ class Failure:
 
     def command(self) -> str:
         """Return the command that replays it."""
-        group = "" if self.case.group == Case(0).group else f" --group {self.case.group}"
-        group += "" if self.case.peers == Case(0).peers else f" --peers {self.case.peers}"
-        group += "" if self.case.topology == Case(0).topology else f" --topology {self.case.topology}"
-        return f"p2pfl replay --seed {self.case.seed} --mix {self.case.mix}{group}{' --masks' * self.case.masked}"
+        usual = Case(0)
+        told = [
+            f" --{name} {value}"
+            for name in ("group", "peers", "topology", "bits")
+            if (value := getattr(self.case, name)) != getattr(usual, name)
+        ]
+        flags = " --masks" * self.case.masked + " --weighted" * self.case.weighted
+        return f"p2pfl replay --seed {self.case.seed} --mix {self.case.mix}{''.join(told)}{flags}"
 
 
 def run_cases(cases: Sequence[Case]) -> list[Failure]:

@@ -15,13 +15,12 @@ from rich.text import Text
 from p2pfl.core.errors import InvalidConfig
 from p2pfl.core.ids import Round
 from p2pfl.gossip.graphs import GRAPHS, MOST_PEERS, draw, parse
-from p2pfl.gossip.grouping import LEAST_MASKED, bearable_colluders, groups
+from p2pfl.gossip.grouping import LEAST_MASKED, bearable_colluders, groups, least_masked
 from p2pfl.gossip.leakage import (
     Isolation,
     best_estimate,
     group_sums,
     isolating_set,
-    least_contributors,
     lying_colluders,
     neighborhood_sums,
     rounds_until_isolated,
@@ -298,7 +297,7 @@ def _neighborhoods(graph: nx.Graph, names: Sequence[str], colluders: int) -> Mod
 
 
 def _stars(graph: nx.Graph, names: Sequence[str], colluders: int, alpha_min: float) -> Mode:
-    least = least_contributors(colluders)
+    least = least_masked(colluders)
     sizes = {node: 1 + int(degree) for node, degree in graph.degree}
     centres = [node for node, size in sizes.items() if size >= least and bearable_colluders(size) >= colluders]
     if not centres:
@@ -324,7 +323,7 @@ def _stars(graph: nx.Graph, names: Sequence[str], colluders: int, alpha_min: flo
 
 
 def _groups(peers: int, size: int, colluders: int, alpha_min: float) -> Mode:
-    least = least_contributors(colluders)
+    least = least_masked(colluders)
     count = max(1, peers // size)
     members = peers // count
     borne = bearable_colluders(members)

@@ -318,3 +318,37 @@ def test_a_peer_with_a_checkpoint_of_a_later_round_waits_for_the_others() -> Non
     pump.run()
     assert pump.nodes[0].rounds[0].round == 2
     assert pump.nodes[0].rounds[-1].outcome == Outcome.FULL
+
+
+def test_a_session_is_set_up_while_its_members_train() -> None:
+    """From the second round on: how long the steps take is known from the first."""
+    pump = GroupPump(4)
+    began: dict[int, float] = {}
+    ready: dict[int, float] = {}
+
+    def note(sender: int, _: int, message: Message) -> bool:
+        if sender == 0 and says(message, Ready):
+            ready.setdefault(message.round, pump.now)
+        if sender == 0 and says(message, Roots):
+            began.setdefault(message.round, pump.now)
+        return False
+
+    chain(pump, note)
+    pump.start()
+    pump.run()
+    trained = {record.round: record for record in pump.nodes[0].rounds}
+    assert all(record.outcome == Outcome.FULL for record in trained.values())
+    assert ready[0] == began[0]
+    assert began[1] - ready[1] > 0.5
+    assert began[2] - ready[2] > 0.5
+
+
+def test_whose_steps_take_longer_than_expected_is_left_out_of_that_round_only() -> None:
+    pump = GroupPump(4)
+    pump.start()
+    pump.run(until=lambda: pump.now >= 1.0)  # the first steps are made, the first average is not
+    pump.slow = {3}
+    pump.run(until=lambda: all(pump.nodes[place].machine.round == 2 for place in range(3)))
+    assert all(pump.nodes[place].rounds[1].outcome == Outcome.FULL for place in range(3))
+    late = pump.charter.members[3].name
+    assert all(list(pump.nodes[place].rounds[1].absent) == [late] for place in range(3))

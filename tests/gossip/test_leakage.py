@@ -13,14 +13,13 @@ from hypothesis import strategies as st
 from p2pfl.core.errors import InvalidConfig
 from p2pfl.core.ids import Round
 from p2pfl.gossip.graphs import draw
-from p2pfl.gossip.grouping import bearable_colluders, groups
+from p2pfl.gossip.grouping import bearable_colluders, groups, least_masked
 from p2pfl.gossip.leakage import (
     Sum,
     best_estimate,
     clear_sums,
     group_sums,
     isolating_set,
-    least_contributors,
     lying_colluders,
     neighborhood_sums,
     rounds_until_isolated,
@@ -248,7 +247,7 @@ def test_small_weights_of_the_others_make_a_sum_nearly_one_peers_vector() -> Non
 @given(st.integers(3, 64))
 def test_liars_need_to_be_more_than_a_group_bears_and_no_more_than_its_readers(members: int) -> None:
     assert bearable_colluders(members) < lying_colluders(members) <= members - 1
-    assert least_contributors(bearable_colluders(members)) <= members
+    assert least_masked(bearable_colluders(members)) <= members
 
 
 def reshuffled(n: int, size: int, rounds: int) -> Iterator[list[Sum]]:

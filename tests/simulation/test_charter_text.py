@@ -55,3 +55,9 @@ def test_without_masks_the_first_line_says_so(topology: str) -> None:
 def test_an_overlay_that_does_not_exist_is_told_and_not_raised() -> None:
     lines = described(4, topology="edges", edges=(("m0", "eel"),))
     assert any("averaging.edges: eel is not a member" in line for line in lines)
+
+
+def test_words_of_16_bits_are_told() -> None:
+    told = "          where members share a base, of changes in words of 16 bits; up to 0.5"
+    assert told in described(8, topology="groups", bits=16, change_clip=0.5)
+    assert told not in described(8, topology="groups")

@@ -82,6 +82,7 @@ def test_every_stage_alone() -> None:
         (49, 8),  # members that have measured nothing wait longer than others
         (89, 8),  # a member that came back without its disk makes no sum of the round it forgot
         (116, 8),  # nor one that was killed, and took part in the next round
+        (386, 8),  # one that was cut off takes nobody for gone that it has only not heard again
     ],
 )
 def test_a_death_costs_nobody_a_vote_or_a_chunk(seed: int, members: int) -> None:

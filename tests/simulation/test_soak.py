@@ -36,6 +36,7 @@ from p2pfl.simulation.replay import run_mix, run_traced, tell
 from p2pfl.simulation.soak import (
     HORIZON,
     Case,
+    Failure,
     decode_case,
     encode_case,
     run_case,
@@ -262,6 +263,15 @@ def run_cli(*arguments: str) -> int:
     with pytest.raises(SystemExit) as ended:
         cli.main(["replay", *arguments])
     return int(ended.value.code or 0)
+
+
+def test_a_case_s_command_runs_that_case(capsys: pytest.CaptureFixture[str]) -> None:
+    case = Case(5, peers=6, group=3, masked=True, weighted=True, bits=16)
+    command = Failure(case, "").command()
+    assert command == "p2pfl replay --seed 5 --mix standard --group 3 --peers 6 --bits 16 --masks --weighted"
+    assert run_cli(*command.split()[2:]) == 0
+    told = capsys.readouterr().out
+    assert told == "".join(f"{line}\n" for line in tell(run_traced(case)[0]))
 
 
 def test_replay_tells_a_seed_and_a_saved_trace_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
