@@ -4,6 +4,7 @@ A failure names its seed with the command that tells it: p2pfl replay --seed S -
 """
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -204,6 +205,16 @@ def test_a_record_that_was_being_written_is_on_the_disk_or_not() -> None:
     plans = kills(1, 4, 0)
     twice = [plan.kill for plan in plans if plan.kill is not None and plan.kill.kept]
     assert len(twice) == 3, "uploading, voted, checkpoint"
+
+
+@pytest.mark.parametrize("stage", ["Challenge", "Products"])
+def test_whatever_befalls_somebody_while_sums_are_checked(stage: str) -> None:
+    """All that a seed draws for one victim, at the stages of the check."""
+    drawn = [draw_plan(seed, 4) for seed in range(16, 26)]
+    plans = [replace(plan, strikes=(replace(plan.strikes[0], stage=stage),)) for plan in drawn]
+    verdicts = run_all(plans)
+    assert not failures(verdicts), failures(verdicts)
+    assert {verdict.hit for verdict in verdicts} == {1}
 
 
 # Liars
