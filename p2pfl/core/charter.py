@@ -264,6 +264,7 @@ class AveragingTerms(Settings):
             averaged; or 16, and what each changed in the base is, which halves what is sent. Else a word has 32.
         change_clip: with bits = 16, and only there: the largest absolute change of a parameter that is represented;
             what is beyond goes into later sums. `most_change` has the default.
+        audit: under masks, whether each sum is checked by random inner products before anybody adopts it.
         tolerance: after the last training round the peers average until the consensus distance is below this.
         settle_rounds: at most so many rounds of that.
     """
@@ -281,6 +282,7 @@ class AveragingTerms(Settings):
     clip: Annotated[float, Field(ge=1e-9, le=1e9, allow_inf_nan=False)] = 64.0
     bits: Literal[32, 16] = 32
     change_clip: Annotated[float, Field(ge=1e-9, le=1e9, allow_inf_nan=False)] | None = None
+    audit: Literal["full", "off"] = "full"
     tolerance: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-6
     settle_rounds: Annotated[int, Field(ge=0, le=100_000)] = 500
 

@@ -28,6 +28,8 @@ MAX_BODY_BYTES = 20 * 1024
 """A deal among 64 members has 17 kB."""
 MAX_KEYS_BYTES = 256
 MAX_SEALED_BYTES = 256
+MAX_PRODUCTS_BYTES = 80
+"""Of one chunk: `PRODUCT_BYTES` of p2pfl.crypto.products. Of 64 chunks there are 5.5 kB."""
 MAX_SIGNATURE_BYTES = 256
 DIGEST_BYTES = 32
 MAX_ROUND = 2**48
@@ -196,10 +198,74 @@ class Returned:
     shares: tuple[bytes, ...]
 
 
-Content = Advert | Enrolment | Ready | Roots | Acknowledged | Proposal | Vote | Result | Deal | Reveal | Returned
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """Under masks: I hold a signed result of every chunk; now random words may be drawn to check them with.
+
+    Attributes:
+        digests: of the results, in the chunks' order.
+        nonce: what nobody could foresee when it signed one.
+        by_deputy: bit i if what I hold of chunk i is signed by its deputy.
+    """
+
+    kind: ClassVar[int] = 12
+    round: Round
+    session: bytes
+    digests: tuple[bytes, ...]
+    nonce: bytes
+    by_deputy: int
+
+
+@dataclass(frozen=True, slots=True)
+class Products:
+    """The inner products of what I uploaded, less my masks, for each chunk in order; see `p2pfl.crypto.products`.
+
+    Attributes:
+        products: mine; empty where a chunk is not checked, or not in time.
+        witnessed: those of whoever signed the chunk's result, where I hold its upload as the other of the two that can
+            sign; empty elsewhere.
+    """
+
+    kind: ClassVar[int] = 13
+    round: Round
+    session: bytes
+    products: tuple[bytes, ...]
+    witnessed: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SecondChallenge(Challenge):
+    """The same for results that replace refuted ones."""
+
+    kind: ClassVar[int] = 14
+
+
+@dataclass(frozen=True, slots=True)
+class SecondProducts(Products):
+    """The same for results that replace refuted ones."""
+
+    kind: ClassVar[int] = 15
+
+
+Content = (
+    Advert
+    | Enrolment
+    | Ready
+    | Roots
+    | Acknowledged
+    | Proposal
+    | Vote
+    | Result
+    | Deal
+    | Reveal
+    | Returned
+    | Challenge
+    | Products
+)
 KINDS: tuple[type[Content], ...] = (
     *(Advert, Enrolment, Ready, Roots, Acknowledged, Proposal, Vote, Result),
     *(Deal, Reveal, Returned),
+    *(Challenge, Products, SecondChallenge, SecondProducts),
 )
 _KINDS: dict[int, type[Content]] = {kind.kind: kind for kind in KINDS}
 
@@ -350,5 +416,9 @@ _CHECKS: dict[str, Callable[[str, object], object]] = {
     "live": _places,
     "survivors": _places,
     "chunk": lambda name, value: integer(name, value, MAX_GROUP - 1),
+    "nonce": lambda name, value: fixed_bytes(name, value, DIGEST_BYTES),
+    "by_deputy": lambda name, value: integer(name, value, 2**MAX_GROUP - 1),
+    "products": lambda name, value: _short(name, value, MAX_PRODUCTS_BYTES),
+    "witnessed": lambda name, value: _short(name, value, MAX_PRODUCTS_BYTES),
     "digest": lambda name, value: fixed_bytes(name, value, DIGEST_BYTES),
 }

@@ -99,6 +99,7 @@ class RoundEnded:
         group_steps: in groups, the local steps of those, likewise.
         weight: in groups, of all in the average together: 1 for each, unless they weigh by their samples.
         clipped: how many of the own values were beyond what masks represent.
+        audit: under masks, how the check of the sums ended; `Session.audit` of p2pfl.gossip.session.
         distance: in groups, the root mean square, over the parameters, of the own contribution less the average.
     """
 
@@ -122,6 +123,7 @@ class RoundEnded:
     weight: float = 0.0
     clipped: int = 0
     distance: float | None = None
+    audit: str = ""
 
 
 @dataclass(frozen=True, slots=True)

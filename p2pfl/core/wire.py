@@ -30,7 +30,7 @@ from p2pfl.core.statements import (
     place,
 )
 
-VERSION = 3
+VERSION = 4
 MAX_HEADER_BYTES = 200
 MAX_MESSAGE_BYTES = 40 * 1024
 """The proof of a released average in a group of 64 members under `gm`, whose signatures are 128 bytes, is 34 kB."""

@@ -82,7 +82,20 @@ def own_masks(own: PeerId, self_mask: bytes, pairs: Mapping[PeerId, bytes]) -> t
     """
     if own in pairs:
         raise LocalError("a member has no pairwise mask with itself")
-    return _distinct([Mask(self_mask, 1), *(Mask(key, _sign(own, peer)) for peer, key in pairs.items())])
+    return _distinct([Mask(self_mask, 1), *pair_masks(own, pairs)])
+
+
+def pair_masks(own: PeerId, pairs: Mapping[PeerId, bytes]) -> tuple[Mask, ...]:
+    """Return the masks that a member shares with others, with its sign.
+
+    Args:
+        own: the member.
+        pairs: its `mask_secret` with each of them.
+
+    Raises:
+        LocalError: two keys are the same.
+    """
+    return _distinct([Mask(key, _sign(own, peer)) for peer, key in pairs.items()])
 
 
 def leftover_masks(
@@ -152,7 +165,15 @@ class MaskedVector:
             )
         object.__setattr__(self, "clipped", self.ring.count_clipped(self.values, self.weight))
 
-    def block_into(self, index: int, offset: int, out: memoryview, run: Run = serially, parts: int = 1) -> None:
+    def block_into(
+        self,
+        index: int,
+        offset: int,
+        out: memoryview,
+        run: Run = serially,
+        parts: int = 1,
+        masks: Sequence[Mask] | None = None,
+    ) -> None:
         """Write the bytes of chunk `index` from `offset` on into `out`.
 
         Blocks of a mebibyte and more are the fastest: setting up every cipher costs a few microseconds a block.
@@ -164,16 +185,17 @@ class MaskedVector:
             out: writable bytes; a multiple of 16 of them, or up to the chunk's end.
             run: how to call the parts, for example in a thread pool; the ciphers release the interpreter lock.
             parts: how many of them to make.
+            masks: these instead of all; what is written then must not leave this peer.
 
         Raises:
             LocalError: there is no such block.
         """
-        chunk = self.layout.chunk(index)
+        chunk, used = self.layout.chunk(index), self.masks if masks is None else masks
         _verify_block(chunk, offset, out)
-        run([partial(self._part, chunk, offset + a, out[a:b]) for a, b in _split(len(out), parts)])
+        run([partial(self._part, chunk, offset + a, out[a:b], used) for a, b in _split(len(out), parts)])
 
-    def _part(self, chunk: Chunk, offset: int, out: memoryview) -> None:
-        masker = _Masker(self.suite, self.masks)
+    def _part(self, chunk: Chunk, offset: int, out: memoryview, masks: Sequence[Mask]) -> None:
+        masker = Masker(self.suite, masks)
         data = np.frombuffer(out, np.uint8)
         rounded = np.empty(min(PIECE_BYTES, data.size) // self.ring.word.itemsize, np.float32)
         for begin, end in _pieces(offset, data.size):
@@ -237,7 +259,7 @@ def unmask(
     word = np.dtype(f"<u{layout.bits // 8}")
 
     def part(begin: int, end: int) -> None:
-        masker = _Masker(suite, masks)
+        masker = Masker(suite, masks)
         data = np.frombuffer(total[begin:end], np.uint8)
         for low, high in _pieces(begin, data.size):
             masker.add(data[low:high].view(word if begin + low else HEADER_WORD), chunk.position + begin + low)
@@ -245,7 +267,7 @@ def unmask(
     run([partial(part, begin, end) for begin, end in _split(len(total), parts)])
 
 
-class _Masker:
+class Masker:
     """Mask streams with a scratch buffer; for one thread."""
 
     def __init__(self, suite: Suite, masks: Sequence[Mask]) -> None:

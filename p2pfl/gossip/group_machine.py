@@ -95,7 +95,7 @@ MOST_EARLY = 8
 """Statements of later rounds that are kept of one member."""
 RATE, BURST = 500.0, 3000.0
 """Statements a second, and at once, that are taken from one neighbor; the check of a signature takes 0.1 ms. A round
-of a group of 16 has 130, and each can come from anybody; twice that in a burst for two rounds."""
+of a group of 16 has 160, and each can come from anybody; twice that in a burst for two rounds."""
 HAVE_COST = 10.0
 """Of an answer to what a member lacks: up to some hundred statements, which are sent as they are."""
 SLACK = 2.0
@@ -869,7 +869,17 @@ class GroupMachine:
             weight=0.0 if totals is None else totals.weight / WEIGHT_ONE,
             clipped=session.clipped,
             distance=session.distance,
+            audit=session.audit,
         )
+
+    def _refutations(self, session: Session) -> list[str]:
+        """Tell whose results were refuted."""
+        told = []
+        for chunk, refuted, agreed in session.refutations:
+            same = "; its deputy made the same, so one that signed products lied" if agreed else ""
+            what = f"the sum of chunk {chunk} that {self._plan.names[refuted.signer]} signed was refuted"
+            told.append(f"round {self._round}: {what}: {refuted.why}{same}")
+        return told
 
     def _next_round(self, now: Seconds) -> list[Effect]:
         session, record = self._session, self._closing
@@ -882,7 +892,8 @@ class GroupMachine:
         newest = max((round for round, past in self._past.items() if past.is_released), default=ended)
         self._past = {round: past for round, past in self._past.items() if round in (*kept, newest)}
         self._session, self._closing = None, None
-        effects: list[Effect] = [Emit(record), Adopt(ended, self.model)]
+        notes: list[Effect] = [Emit(Note(text)) for text in self._refutations(session)]
+        effects: list[Effect] = [*notes, Emit(record), Adopt(ended, self.model)]
         self._round = Round(ended + 1)
         if ended >= self._plan.rounds:
             self._tries += 1

@@ -32,6 +32,7 @@ from p2pfl.crypto.masks import (
     add_chunk,
     leftover_masks,
     own_masks,
+    pair_masks,
     self_key,
     unmask,
 )
@@ -67,6 +68,7 @@ class MaskTerms:
         entropy: gives bytes that nobody can foresee, never the same again.
         change_clip: the largest |alpha x| of a change, where members that share a base average what they changed in it,
             in words of 16 bits; None where whole models are averaged throughout.
+        audit: whether sums are checked before anybody adopts them.
     """
 
     suite: Suite
@@ -74,6 +76,7 @@ class MaskTerms:
     clip: float
     entropy: Entropy = field(repr=False)
     change_clip: float | None = None
+    audit: bool = True
 
     @property
     def advert_bytes(self) -> int:
@@ -256,6 +259,11 @@ class Secrets:
             verify_clipped(hidden.clipped, len(vector))
         return hidden
 
+    def shared(self, others: Sequence[int]) -> tuple[Mask, ...]:
+        """Return the masks that this peer shares with these members; its own place among them has none."""
+        pairs = {self._roster[who]: self._pairs[who] for who in others if who != self._me}
+        return pair_masks(self._roster[self._me], pairs)
+
     # Unmasking
 
     def reveal(self, survivors: Sequence[int]) -> Reveal:
@@ -284,18 +292,28 @@ class Secrets:
         return [who for who in survivors if self._told(who, dropped, reveals.get(who)) is None]
 
     def leftover(
-        self, survivors: Sequence[int], reveals: Mapping[int, Reveal], returned: Mapping[int, Returned]
+        self,
+        survivors: Sequence[int],
+        reveals: Mapping[int, Reveal],
+        returned: Mapping[int, Returned],
+        of: int | None = None,
     ) -> tuple[Mask, ...] | None:
         """Return what has to be added to the survivors' sum, or None while too little is here for that.
 
         Whoever reveals something else than it committed to counts as silent: shares replace it.
+
+        Args:
+            survivors: the certified ones.
+            reveals: by member.
+            returned: by member.
+            of: to get what has to be added to this survivor's vector alone, which leaves its masks with the others.
         """
         suite = self._terms.suite
         dropped = [who for who in self._members if who not in survivors]
         seeds: dict[PeerId, bytes] = {}
         pairs: dict[tuple[PeerId, PeerId], bytes] = {}
         private: dict[int, bytes | None] = {}
-        for who in survivors:
+        for who in survivors if of is None else (of,):
             told = self._told(who, dropped, reveals.get(who))
             seed = told.seed if told is not None else self._recovered(who, 0, returned)
             if seed is None:

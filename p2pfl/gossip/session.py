@@ -7,6 +7,7 @@
     agree     each aggregator acknowledges whose chunks it holds; a leader proposes who is in the sum; votes certify it
     reduce    under masks all reveal what takes the masks off this sum and no other; each aggregator averages its chunk
               over the survivors, signs the result and sends it to all
+    check     under masks all show by random products that the results are the sums (`p2pfl.gossip.audit`)
 
 What a peer does next follows from what it holds: signed statements, chunks, and deadlines. `advance` looks at all of
 that and does whatever can be done; so the order in which things arrive does not matter, and whatever is repeated does
@@ -19,7 +20,7 @@ Owns the stages of one round. Must not know training, models or other rounds: th
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import partial
 from typing import Any
@@ -31,6 +32,7 @@ from p2pfl.core.errors import Malformed, RemoteError, TooLarge
 from p2pfl.core.ledger import SESSION_BYTES, Uploading, Voted
 from p2pfl.core.machine import Bytes, Compute, Effect, Payload, Persist, Send, SendBulk, Vector
 from p2pfl.core.statements import (
+    DIGEST_BYTES,
     KINDS,
     MAX_ATTEMPTS,
     Acknowledged,
@@ -52,6 +54,18 @@ from p2pfl.core.statements import (
 from p2pfl.core.wire import Chunk, Have, Part, Told, Want
 from p2pfl.crypto.masks import Mask, MaskedVector
 from p2pfl.crypto.ring import WEIGHT_ONE, Layout, Metrics, Totals
+from p2pfl.gossip.audit import (
+    CHALLENGES,
+    Audit,
+    Own,
+    Refuted,
+    Verdict,
+    Vouched,
+    challenge_key,
+    is_bound,
+    multiply,
+    verdict_of,
+)
 from p2pfl.gossip.chunks import Format, bounds, cut, digest, pair, reduce, sane_digest
 from p2pfl.gossip.grouping import threshold
 from p2pfl.gossip.patience import Patience
@@ -101,7 +115,7 @@ class _Work:
     uploading: bool = False
     uploaded: bool = False
     hidden: MaskedVector | None = field(default=None, repr=False)
-    """The own vector under its masks, until all of it is masked."""
+    """The own vector under its masks, until all of it is masked; where sums are checked, until they are."""
     roots: dict[int, bytes] = field(default_factory=dict)
     """Of the own chunks, as far as they are cut."""
     voting: tuple[int, ...] | None = None
@@ -200,11 +214,11 @@ class Session:
         self._vector: Vector | None = None
         self._metrics = Metrics()
         self._chunks: dict[int, Payload] = {}
-        """The own ones as they were sent, until their results are here."""
+        """The own ones as they were sent, until their results are here; and those that a deputy sums again."""
         self._uploads: dict[tuple[int, int], tuple[Any, bytes]] = {}
         """By chunk and uploader: uint8 under masks, else float32; and the digest."""
         self._results: dict[int, Payload] = {}
-        """Those that are signed, right, and decoded."""
+        """Those that are signed, right, checked, and decoded."""
         self._decoded: dict[int, tuple[Totals, float]] = {}
         """What the results' headers say, and the squared distances of the own contribution to them."""
         self._unsigned: dict[int, tuple[Payload, bytes]] = {}
@@ -215,8 +229,7 @@ class Session:
         self._traffic = _Traffic(now)
         self._ready_at: float | None = None
         self._suspects: set[int] = set()
-        self._refuted: set[int] = set()
-        """Who signed a result that cannot be one; its deputy's counts."""
+        self._check = Audit()
         self._known = _Known()
         self._seen: tuple[object, ...] | None = None
         """What `advance` last looked at beside its own memory; None if that has changed since."""
@@ -263,12 +276,25 @@ class Session:
     @property
     def held(self) -> int:
         """How many statements and chunks are in memory."""
-        return len(self._statements) + len(self._uploads) + len(self._results)
+        return len(self._statements) + len(self._uploads) + len(self._results) + len(self._check.results)
 
     @property
     def is_released(self) -> bool:
         """Whether all chunks of the average are here."""
         return self.survivors is not None and len(self._results) == self._format.chunks
+
+    @property
+    def audit(self) -> str:
+        """How the check of the results ended: see `Audit.summary`; empty where there is none."""
+        is_over = self._is_audited and self.survivors is not None
+        return self._check.summary(self._format.chunks) if is_over else ""
+
+    @property
+    def refutations(self) -> tuple[tuple[int, Refuted, bool], ...]:
+        """Each chunk whose result was refuted, and whether its deputy made the same."""
+        verdicts = self._check.verdicts
+        refuted = sorted(self._check.refuted.items())
+        return tuple((chunk, each, verdicts.get(chunk) is Verdict.AGREED) for chunk, each in refuted)
 
     def average(self) -> Vector | None:
         """Return the released average, float32 [parameters], once all its chunks are here."""
@@ -408,6 +434,10 @@ class Session:
                 self._unsigned[chunk] = (vector, found)
         if what == "reduce" and isinstance(result, tuple):
             return self._release(int(numbers[0]), *result)
+        if what == "multiply" and isinstance(result, tuple):
+            self._multiplied(int(numbers[0]), int(numbers[1]), result)
+        if what == "again" and isinstance(result, tuple):
+            self._keep_again(int(numbers[0]), *result)
         if what == "decode":
             self._decoded_result(int(numbers[0]), result)
         return []
@@ -431,6 +461,19 @@ class Session:
         content, signer = statement.content, statement.signer
         if signer not in self.terms.group:
             raise Malformed(f"passed on a statement of member {signer}, who is not in this round's group")
+        if isinstance(content, Result) and self._is_rival(content, signer):
+            self._keyring.verify(signer, statement.body, statement.signature)
+            self._check.rivals[content.chunk], self._seen = statement, None
+            return False
+        if (
+            isinstance(content, Result)
+            and content.session == self._work.session
+            and self._check.proves(content, signer)
+        ):
+            self._keyring.verify(signer, statement.body, statement.signature)
+            refuted = self._check.refuted[content.chunk]
+            self._check.refuted[content.chunk] = replace(refuted, rival=signer)
+            return False
         if self._statements.contradicts(statement):
             if signer in self._suspects:
                 return False
@@ -458,7 +501,7 @@ class Session:
             # Anybody may sign anything; only the aggregator's word counts, and its deputy's when that is overdue.
             if content.session != self._work.session or not content.chunk < len(self._aggregators):
                 return False
-            if statement.signer in self._refuted:
+            if (content.chunk, statement.signer) in self._check.rejected or self._check.is_lost(content.chunk):
                 return False
             aggregator, deputy = self._holders(content.chunk)
             if statement.signer == deputy != aggregator and self._work.enrolled:
@@ -485,7 +528,7 @@ class Session:
             raise kind(f"offered a chunk of {chunk.length} bytes, it has {size}")
         if chunk.part is Part.RESULT:
             on_the_way = (Part.RESULT, chunk.chunk, 0) in self._hashing or chunk.chunk in self._decoding
-            if on_the_way or chunk.chunk in self._results:
+            if on_the_way or self._has_result(chunk.chunk):
                 return "here already"
             # Its signature comes another way, and may come later.
             signed = chunk.chunk in self._statements.signed(Result, work.session)
@@ -560,8 +603,8 @@ class Session:
         work, chunk = self._work, want.chunk
         if want.session != work.session or chunk >= len(self._aggregators) or sender not in self.terms.group:
             return []
-        if want.part is Part.RESULT and chunk in self._results:
-            payload = self._results[chunk]
+        if want.part is Part.RESULT and self._has_result(chunk):
+            payload = self._results[chunk] if chunk in self._results else self._check.results[chunk]
         elif want.part is Part.UPLOAD and chunk in self._chunks and sender in self._holders(chunk):
             payload = self._chunks[chunk]
         else:
@@ -601,6 +644,7 @@ class Session:
             self._propose,
             self._vote,
             self._reduce,
+            self._audit,
             self._repeat,
         ):
             effects += stage()
@@ -879,7 +923,7 @@ class Session:
                 if self._certified(session, enrolment.members) is not None:
                     self._work = _Work(attempt, session, enrolment.members, enrolment.base, uploading=work.uploading)
                     self._at = {"repeat": self._now}
-                    self._unsigned, self._chunks, self._uploads = {}, {}, {}
+                    self._unsigned, self._chunks, self._uploads, self._check = {}, {}, {}, Audit()
                     return []
         return []
 
@@ -932,7 +976,7 @@ class Session:
         effects = self._bulk(deputy if aggregator == self.terms.me else aggregator, Part.UPLOAD, chunk, payload)
         if len(work.roots) < self._format.chunks:
             return effects + self._cut_next()
-        work.hidden, work.uploaded = None, True
+        work.hidden, work.uploaded = work.hidden if self._is_audited else None, True
         roots = tuple(work.roots[chunk] for chunk in range(self._format.chunks))
         return effects + self._state(Roots(self.terms.round, work.session, roots))
 
@@ -976,7 +1020,12 @@ class Session:
 
     def _is_summed(self, chunk: int) -> bool:
         """Return whether no upload of a chunk is needed any more."""
-        return chunk in self._results or chunk in self._work.reducing
+        done = self._has_result(chunk) or chunk in self._work.reducing
+        return done or (chunk, self.terms.me) in self._check.rejected
+
+    def _has_result(self, chunk: int) -> bool:
+        """Return whether a chunk's result is here, adopted or still to be checked."""
+        return chunk in self._results or chunk in self._check.results
 
     def _is_missing(self, chunk: int, uploader: int) -> bool:
         """Return whether an upload is lacking for a sum that this peer is to make."""
@@ -1077,7 +1126,7 @@ class Session:
             unmasking = 0 if self._masks is None else 2 * self._stage
             self._set("silent", self._stage)
             self._allow("deputy", unmasking + 2 * self._stage, self._transfer / 2)
-            self._allow("reduce", (2 + 8) * self._longest_stage, 2 * self._transfer)
+            self._await_results()
         effects = self._decode()
         if not work.enrolled:
             return effects
@@ -1089,13 +1138,16 @@ class Session:
         before = chunks[1]
         # Also one that signed its result and sends it to nobody.
         gone = self._lasts("orphaned", self._holders(before)[0] not in self.linked, self._stage)
-        orphaned = before not in self._results and (gone or self._is_over("deputy"))
+        orphaned = not self._has_result(before) and (gone or self._is_over("deputy"))
         if orphaned and not work.deputizes:
             work.deputizes = True
             self._at["repeat"] = self._now
-            if before in self._chunks:
-                self._uploads[before, self.terms.me] = (self._chunks[before], digest(self._chunks[before]))
+        if work.deputizes and before in self._chunks and not self._is_summed(before):
+            self._uploads.setdefault((before, self.terms.me), (self._chunks[before], work.roots[before]))
         return effects + (self._sum(before) if work.deputizes else [])
+
+    def _await_results(self) -> None:
+        self._allow("reduce", (2 + 8) * self._longest_stage, 2 * self._transfer)
 
     def _reveal(self) -> list[Effect]:
         """Say, once, what takes this peer's masks off the certified sum; later what stands in for the silent."""
@@ -1119,19 +1171,16 @@ class Session:
     def _sum(self, chunk: int) -> list[Effect]:
         """Average a chunk, if this peer has not yet and holds all it takes."""
         survivors = self.survivors or ()
-        if (
-            chunk in self._results
-            or chunk in self._work.reducing
-            or not all(self._is_whole(chunk, who) for who in survivors)
-        ):
+        if self._is_summed(chunk) or not all(self._is_whole(chunk, who) for who in survivors):
             return []
         masks = self._work.masks
         terms = None if self._masks is None else self._masks.of(self._work.base)
         if terms is not None and masks is None:
             return []
         self._work.reducing.add(chunk)
-        # Under masks the sum is made in the place of the first: not of what this peer may have to send again.
-        order = survivors if terms is None else sorted(survivors, key=self.terms.me.__eq__)
+        # Under masks the sum is made in the place of the first: not of what this peer may need again.
+        kept = (self.terms.me, self._other_of(chunk, self.terms.me) if self._is_audited else None)
+        order = survivors if terms is None else sorted(survivors, key=kept.__contains__)
         parts = [self._uploads[chunk, who][0] for who in order]
         self._forget_uploads(chunk)
         layout = None if terms is None else Layout(self.terms.parameters, self._format.chunks, terms.bits)
@@ -1163,7 +1212,7 @@ class Session:
             if chunk not in self._unsigned or chunk in self._decoding or chunk in self._results:
                 continue
             payload, found = self._unsigned.pop(chunk)
-            if found == result.digest:
+            if found == result.digest and not self._hold(chunk, payload, found):
                 self._decoding.add(chunk)
                 place = self._take_place()
                 task = partial(_decoded, self._format, place, chunk, payload, len(survivors), own, base, weight)
@@ -1189,11 +1238,14 @@ class Session:
             return
         signed = self._statements.signed(Result, self._work.session).get(chunk)
         if signed is not None:
-            self._refuted.add(signed.signer)
+            self._check.rejected |= {(each, signed.signer) for each in range(self._format.chunks)}
             self._statements.forget(Result, self._work.session, chunk)
 
     def _forget_uploads(self, chunk: int) -> None:
-        self._uploads = {key: each for key, each in self._uploads.items() if key[0] != chunk}
+        """Forget a chunk's uploads; but while it is to be checked not the one that this peer vouches for."""
+        is_open = self._is_audited and chunk not in self._check.verdicts
+        kept = (chunk, self._other_of(chunk, self.terms.me)) if is_open else None
+        self._uploads = {key: each for key, each in self._uploads.items() if key[0] != chunk or key == kept}
 
     def _release(self, chunk: int, result: Payload, found: bytes) -> list[Effect]:
         signed = self._statements.of(Result, self._work.session).get(chunk)
@@ -1207,6 +1259,275 @@ class Session:
             if who != self.terms.me:
                 effects += self._bulk(who, Part.RESULT, chunk, result)
         return effects
+
+    # Check
+
+    @property
+    def _is_audited(self) -> bool:
+        return self._masks is not None and self._masks.audit
+
+    @property
+    def _vouches(self) -> bool:
+        """Whether the check takes this peer's word; whoever watches only looks on."""
+        work = self._work
+        return work.hidden is not None and work.uploaded and self.terms.me in (self.survivors or ())
+
+    @property
+    def _bits(self) -> int:
+        return 32 if self._format.ring is None else self._format.ring.bits
+
+    def _other_of(self, chunk: int, who: int) -> int | None:
+        """Return the other of the two that may sign a chunk's result; None if `who` is neither, or the only one."""
+        holders = self._holders(chunk)
+        if who not in holders or holders[0] == holders[1]:
+            return None
+        return holders[1] if who == holders[0] else holders[0]
+
+    def _digest(self, chunk: int) -> bytes:
+        result = self._statements.of(Result, self._work.session).get(chunk)
+        return bytes(DIGEST_BYTES) if result is None else result.digest
+
+    def _hold(self, chunk: int, result: Payload, found: bytes) -> bool:
+        """Keep a result that is to be checked before it is adopted; return whether it must not be, or not yet."""
+        check = self._check
+        if not self._is_audited or chunk in check.verdicts:
+            return check.is_lost(chunk)
+        if chunk in check.refuted and check.refuted[chunk] == Refuted(self._holders(chunk)[0], found):
+            check.close(chunk, Verdict.AGREED)
+            return False
+        check.results[chunk] = result
+        self._chunks.pop(chunk, None)
+        self._forget_uploads(chunk)
+        return True
+
+    def _audit(self) -> list[Effect]:
+        """Check the results that are here, once all are; then those that replace refuted ones."""
+        check, chunks = self._check, len(self._aggregators)
+        if not self._is_audited or self.survivors is None or len(check.verdicts) == chunks:
+            return []
+        check.since = self._now if check.since is None else check.since
+        effects = [*self._heed_rivals(), *self._show_rivals()]
+        if check.pending is None:
+            due = check.due(chunks)
+            if not due <= check.results.keys() and not self._is_over("reduce") and not self._is_hopeless():
+                return effects
+            if not due & check.results.keys():
+                check.end_run()
+                return effects
+            check.pending = due & check.results.keys()
+            # Others may get the results as much later as these took to come here.
+            others = self._now - check.since
+            self._allow(f"multiply{check.run}", others + 6 * self._stage, self._transfer / 2)
+            self._allow(f"audit{check.run}", others + 9 * self._stage, self._transfer / 2)
+        effects += [*self._challenge(), *self._multiply(), *self._tell_products(), *self._judge()]
+        if not check.pending:
+            check.end_run()
+        if len(check.verdicts) == chunks:
+            self._work.hidden = None
+        return effects + self._decode()
+
+    def _challenge(self) -> list[Effect]:
+        """Add to what random words are drawn from."""
+        session, kind, terms = self._work.session, self._check.challenge, self._masks
+        if terms is None or not self._vouches or self.terms.me in self._statements.signed(kind, session):
+            return []
+        digests = tuple(map(self._digest, range(self._format.chunks)))
+        signed = self._statements.signed(Result, session)
+        by_deputy = sum(1 << chunk for chunk, each in signed.items() if each.signer != self._holders(chunk)[0])
+        return self._state(kind(self.terms.round, session, digests, terms.entropy(DIGEST_BYTES), by_deputy))
+
+    def _is_rival(self, content: Result, signer: int) -> bool:
+        if not self._is_audited or content.session != self._work.session or content.chunk >= len(self._aggregators):
+            return False
+        held = self._statements.of(Result, content.session).get(content.chunk)
+        return signer in self._holders(content.chunk) and self._check.is_rival(content, held)
+
+    def _heed_rivals(self) -> list[Effect]:
+        """Give up aggregators' results that are contradicted: who is right shows once the deputy's is checked."""
+        check, session = self._check, self._work.session
+        effects: list[Effect] = []
+        for chunk, rival in check.rivals.items():
+            said, held = said_as(Result, rival), self._statements.signed(Result, session).get(chunk)
+            if held is None or not check.is_rival(said, said_as(Result, held)):
+                continue
+            if held.signer != rival.signer == self._holders(chunk)[0]:
+                check.refute(chunk, Refuted(rival.signer, said.digest, held.signer), [rival])
+                continue
+            effects += self._refute(chunk, rival.signer)
+            check.evidence[chunk].append(rival)
+            if check.refuted[chunk].is_proven:
+                shown = [who for who in self.terms.group if who not in (self.terms.me, rival.signer)]
+                effects += [self._tell(who, statement) for who in shown for statement in (held, rival)]
+            if rival.signer != held.signer:
+                self._statements.add(rival)
+        check.rivals = {}
+        return effects
+
+    def _show_rivals(self) -> list[Effect]:
+        """Show results to whoever names others in its challenge: so all know of both, or of none."""
+        results = self._statements.signed(Result, self._work.session)
+        named = tuple(map(self._digest, range(self._format.chunks)))
+        effects: list[Effect] = []
+        for who, challenge in self._statements.of(CHALLENGES[0], self._work.session).items():
+            if challenge.digests == named and not self._check.evidence:
+                continue
+            rivals = self._check.unknown_to(challenge, results)
+            if who != self.terms.me and rivals and self._may_answer((who, "rivals"), self._now, self._stage):
+                effects += [self._tell(who, statement) for statement in rivals]
+        return effects
+
+    def _drawn(self, chunk: int, run: int) -> tuple[bytes, int] | None:
+        """Return the key of a chunk's random words, and who counts as its signer; None until they are known."""
+        result = self._statements.of(Result, self._work.session).get(chunk)
+        if result is None or self._masks is None:
+            return None
+        suite, session, survivors = self._masks.suite, self._work.session, self.survivors or ()
+        return challenge_key(suite, session, run, result, survivors, self._holders(chunk), self._statements)
+
+    def _multiply(self) -> list[Effect]:
+        """Multiply chunks with their random words: what this peer contributed, the result, and what it vouches for."""
+        check, masks = self._check, self._masks
+        effects: list[Effect] = []
+        if masks is None:
+            return []
+        layout = Layout(self.terms.parameters, self._format.chunks, self._bits)
+        for chunk in sorted((check.pending or set()) - check.signers.keys()):
+            drawn = self._drawn(chunk, check.run)
+            if drawn is None and not self._vouches and (drawn := self._drawn(chunk, len(CHALLENGES) - 1)) is not None:
+                check.second.add(chunk)
+            if drawn is None:
+                continue
+            (key, signer), result = drawn, check.results[chunk]
+            check.signers[chunk] = signer
+            own, vouched = self._own_part(chunk, signer), self._vouched(chunk, signer)
+            task = partial(multiply, masks.suite, layout, chunk, key, np.asarray(result, np.uint8), own, vouched)
+            effects.append(Compute(f"multiply/{check.run}/{chunk}", task, 2 * result.nbytes))
+        return effects
+
+    def _own_part(self, chunk: int, signer: int) -> Own | None:
+        """Return what of a chunk this peer tells the products of: not if it signed, and another vouches for it."""
+        work, me, survivors = self._work, self.terms.me, self.survivors or ()
+        bound = is_bound(survivors, self._other_of(chunk, signer))
+        if not self._vouches or work.hidden is None or work.secrets is None or (bound and me == signer):
+            return None
+        streams = work.secrets.shared([signer] if bound else [])
+        return Own(
+            work.hidden, streams, work.secrets.shared([who for who in survivors if not (bound and who == signer)])
+        )
+
+    def _vouched(self, chunk: int, signer: int) -> Vouched | None:
+        """Return the upload of a result's signer, if this peer is the one that vouches for it."""
+        work, survivors = self._work, self.survivors or ()
+        mine = self._other_of(chunk, signer) == self.terms.me and signer in survivors and self._vouches
+        if not mine or work.secrets is None or not self._is_whole(chunk, signer):
+            return None
+        reveals = self._statements.of(Reveal, work.session)
+        masks = work.secrets.leftover(survivors, reveals, self._statements.of(Returned, work.session), of=signer)
+        return None if masks is None else Vouched(self._uploads[chunk, signer][0], masks)
+
+    def _multiplied(self, run: int, chunk: int, found: tuple[bytes, bytes, bytes]) -> None:
+        if run == self._check.run and chunk in (self._check.pending or ()):
+            self._check.products[chunk] = found
+
+    def _tell_products(self) -> list[Effect]:
+        """Sign the products once all are known, or those that are when the time is over."""
+        work, check = self._work, self._check
+        if not self._vouches or self.terms.me in self._statements.signed(check.statement, work.session):
+            return []
+        late = self._is_over(f"multiply{check.run}") or self._are_silent_gone(check.challenge)
+        if not check.products.keys() >= (check.pending or set()) and not late:
+            return []
+        told = check.statement_of(self._format.chunks)
+        return self._state(check.statement(self.terms.round, work.session, *told))
+
+    def _are_silent_gone(self, kind: type[Content]) -> bool:
+        """Return whether survivors that have not said this have been gone for a while, or further on."""
+        said = self._statements.signed(kind, self._work.session)
+        silent = [who for who in self.survivors or () if who not in said and who != self.terms.me]
+        centre = self.terms.centre
+        # What leaves of a star say comes from its centre.
+        via = [who if who in self.linked or centre in (None, self.terms.me) else centre for who in silent]
+        return self._lasts(f"gone {kind.kind}", bool(silent) and not any(map(self._is_here, via)), self._stage)
+
+    def _judge(self) -> list[Effect]:
+        """Compare what all say, and close or refute what can be; all that is left once the time is over."""
+        check, survivors = self._check, self.survivors or ()
+        spoke = not self._vouches or self.terms.me in self._statements.signed(check.statement, self._work.session)
+        over = self._is_over(f"audit{check.run}") or (spoke and self._are_silent_gone(check.statement))
+        results = self._statements.signed(Result, self._work.session)
+        effects: list[Effect] = []
+        for chunk in sorted(check.pending or ()):
+            signer = check.signers.get(chunk, results[chunk].signer)
+            said = check.told(chunk, self._statements, self._work.session)
+            made = check.products[chunk][2] if chunk in check.products else None
+            judged = verdict_of(self._bits, chunk, signer, self._other_of(chunk, signer), survivors, said, made)
+            if judged == (Verdict.INCOMPLETE, True):
+                effects += self._leave_open(chunk)
+            elif judged is not None and judged[1]:
+                self._close(chunk, judged[0])
+            elif judged is not None:
+                effects += self._refute(chunk)
+            elif over:
+                effects += self._leave_open(chunk)
+        return effects
+
+    def _leave_open(self, chunk: int) -> list[Effect]:
+        """Close a check that cannot be completed.
+
+        What replaces a refuted result does not count without it: perhaps it was refuted by a lie, for that to come in.
+        """
+        refuted = self._check.refuted.get(chunk)
+        if refuted is not None and not refuted.is_proven:
+            return self._refute(chunk)
+        self._close(chunk, Verdict.INCOMPLETE)
+        return []
+
+    def _close(self, chunk: int, verdict: Verdict) -> None:
+        """Keep a verdict, and let the result be decoded; what is held only for the check can go."""
+        self._check.close(chunk, verdict)
+        self._chunks.pop(chunk, None)
+        self._forget_uploads(chunk)
+        if chunk in self._check.results:
+            self._unsigned[chunk] = (self._check.results.pop(chunk), self._digest(chunk))
+
+    def _refute(self, chunk: int, rival: int | None = None) -> list[Effect]:
+        """Give up a result that does not count; its deputy takes the chunk over, as an orphaned one.
+
+        Args:
+            chunk: which.
+            rival: who signed another, which contradicts it; None if products do.
+        """
+        work, check = self._work, self._check
+        signed = self._statements.signed(Result, work.session)[chunk]
+        signer = signed.signer if rival is not None else check.signers.get(chunk, signed.signer)
+        aggregator, deputy = self._holders(chunk)
+        check.refute(chunk, Refuted(signer, self._digest(chunk), rival), [signed])
+        self._statements.forget(Result, work.session, chunk)
+        self._unsigned.pop(chunk, None)
+        self._traffic.signed_at.pop(chunk, None)
+        check.results.pop(chunk, None)
+        work.reducing.discard(chunk)
+        if check.run > 0 or signer != aggregator or aggregator == deputy:
+            self._close(chunk, Verdict.LOST)
+            return []
+        self._at["deputy"] = self._at["deputy at most"] = self._at["repeat"] = self._now
+        for name in ("reduce", "reduce at most", "hopeless"):
+            self._at.pop(name, None)
+        self._await_results()
+        hidden = work.hidden
+        if hidden is None or chunk in self._chunks or not self._vouches:
+            return []
+
+        def cut_again() -> tuple[Payload, bytes]:
+            part = masked_chunk(hidden, chunk)
+            return part, digest(part)
+
+        return [Compute(f"again/{chunk}", cut_again, self._format.size(chunk))]
+
+    def _keep_again(self, chunk: int, part: Payload, found: bytes) -> None:
+        """Keep an own chunk that the deputy needs, if it is what was sent before: nothing else goes under its masks."""
+        if found == self._work.roots.get(chunk) and chunk in self._check.refuted and not self._has_result(chunk):
+            self._chunks[chunk] = part
 
     # What got lost
 
@@ -1233,7 +1554,7 @@ class Session:
         results = self._statements.signed(Result, work.session)
         coming = {each.chunk for each in self._traffic.coming.values() if each.part is Part.RESULT}
         for chunk in results:
-            here = chunk in self._results or chunk in self._decoding or (Part.RESULT, chunk, 0) in self._hashing
+            here = self._has_result(chunk) or chunk in self._decoding or (Part.RESULT, chunk, 0) in self._hashing
             if not here and chunk not in coming and not self._lacks_base:
                 holder = self._holder(chunk, results[chunk].signer)
                 if holder is not None:
@@ -1267,7 +1588,10 @@ class Session:
             if self.is_released:
                 return Outcome.FULL if self.terms.me in self.survivors and work.uploaded else Outcome.LATE
             lacking = self._base_digest is not None and self._lacks_base
-            if not self._is_over("reduce") and not self._is_hopeless() and not lacking:
+            if self._is_audited and (self._check.pending or self._decoding) and not lacking:
+                return None
+            lost = all(chunk in self._results or self._check.is_lost(chunk) for chunk in range(self._format.chunks))
+            if not lost and not self._is_over("reduce") and not self._is_hopeless() and not lacking:
                 return None
             if self._results:
                 return Outcome.PARTIAL
@@ -1297,7 +1621,7 @@ class Session:
         lost = not any(
             _is_summable(chunk, survivors, lists, self._aggregators, self._reached if chunk in results else able)
             for chunk in range(self._format.chunks)
-            if chunk not in self._results
+            if not self._has_result(chunk) and not self._check.is_lost(chunk)
         )
         if self._masks is not None:
             reveals = self._statements.signed(Reveal, self._work.session)
@@ -1307,8 +1631,8 @@ class Session:
         return self._lasts("hopeless", lost and is_quiet, (2 + 8) * self._stage)
 
     def holds(self, statement: Statement) -> bool:
-        """Return whether this very statement is here."""
-        return self._statements.holds(statement)
+        """Return whether this very statement is here, or was before it was refuted."""
+        return self._statements.holds(statement) or self._check.has_refuted(statement)
 
     def took_part(self, who: int) -> bool:
         """Return whether a member gave a sign of taking part in this round."""
@@ -1324,6 +1648,7 @@ class Session:
         """Forget what only the round itself needed; its average and statements can still be asked for."""
         self._work.secrets = self._work.masks = self._work.hidden = None
         self._uploads, self._chunks, self._vector, self._unsigned = {}, {}, None, {}
+        self._check.results = {}
         self._place = None
         if not self._work.base:
             self._base = None

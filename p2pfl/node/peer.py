@@ -177,7 +177,9 @@ class Peer:
         if charter.averaging.masks == "off":
             return None
         chosen = suite(charter.security.suite, clock=time.perf_counter)
-        return MaskTerms(chosen, RING_BITS, charter.averaging.clip, os.urandom, charter.averaging.most_change)
+        averaging = charter.averaging
+        audit = averaging.audit == "full"
+        return MaskTerms(chosen, RING_BITS, averaging.clip, os.urandom, averaging.most_change, audit)
 
     def run(self) -> None:
         """Run until the federation's last round, or until asked to stop (SIGINT, SIGTERM, SIGHUP).

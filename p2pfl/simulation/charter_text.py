@@ -42,6 +42,8 @@ def describe_charter(charter: Charter) -> Iterator[str]:
         yield f"masks     on: only sums are revealed; values up to {averaging.clip:g}"
         if (most := averaging.most_change) is not None:
             yield f"          where members share a base, of changes in words of 16 bits; up to {most:g}"
+        checked = "checked before" if averaging.audit == "full" else "NOT CHECKED when"
+        yield f"audit     {averaging.audit}: sums are {checked} they are adopted"
     else:
         yield f"masks     off: {UNMASKED}"
     if averaging.samples_max is not None:

@@ -7,17 +7,20 @@ import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from p2pfl.core.ids import PeerId, Round, Seconds
-from p2pfl.core.machine import Effect, Input, Machine, Payload, Received, Send, SendBulk, Trained, Vector
+from p2pfl.core.machine import Compute, Effect, Input, Machine, Payload, Received, Send, SendBulk, Trained, Vector
 from p2pfl.core.statements import (
     Acknowledged,
     Advert,
+    Challenge,
     Content,
     Enrolment,
+    Products,
     Proposal,
     Result,
     Statement,
@@ -68,8 +71,8 @@ class LyingMachine:
         self.silent = False
         self.members: tuple[int, ...] = ()
         """Of the last session that it heard of."""
-        self.digests: dict[bytes, bytes] = {}
-        """Of what it falsified: the digest that would be right, and the one that it signs."""
+        self.right: dict[bytes, Payload] = {}
+        """Of the digests of sums that it falsified, the right ones."""
         self.truth: list[Effect] = []
         """What the machine answered to the last input, before any lie."""
 
@@ -80,8 +83,14 @@ class LyingMachine:
             input = replace(input, vector=_nan(input.vector))
         effects = self._machine.handle(input, now)
         self._note_members([input, *effects])
-        self.truth = self._machine.truth if isinstance(self._machine, LyingMachine) else effects
+        inner = self._machine.truth if isinstance(self._machine, LyingMachine) else effects
+        self.truth = [self._put_right(effect) for effect in inner] if self.right else inner
         return self._tell(self, effects) if lying else effects
+
+    def _put_right(self, effect: Effect) -> Effect:
+        if not isinstance(effect, SendBulk):
+            return effect
+        return replace(effect, payload=self.right.get(digest(effect.payload), effect.payload))
 
     def _note_members(self, happened: Sequence[Input | Effect]) -> None:
         for each in happened:
@@ -292,40 +301,45 @@ def _withhold(liar: LyingMachine, effects: list[Effect]) -> list[Effect]:
     return _each_message(effects, change)
 
 
-def _change_results(liar: LyingMachine, effects: list[Effect], change: Callable[[Payload], Payload]) -> list[Effect]:
-    """Return the effects with other results, each signed as if it were right."""
-    changed: list[Effect] = []
-    for effect in effects:
-        if isinstance(effect, SendBulk) and isinstance(effect.message, Chunk) and effect.message.part is Part.RESULT:
-            payload = change(effect.payload)
-            liar.digests[digest(effect.payload)] = digest(payload)
-            changed.append(replace(effect, payload=payload))
-        else:
-            changed.append(effect)
+def _change_sums(liar: LyingMachine, effects: list[Effect], change: Callable[[Payload], Payload]) -> list[Effect]:
+    """Return the effects with other sums of chunks, which the machine then takes for its own, signs and sends."""
 
-    def told(effect: Send | SendBulk) -> list[Effect]:
-        message = effect.message
-        if not isinstance(effect, Send) or not isinstance(message, Told):
-            return [effect]
-        content = message.statement.content
-        if not isinstance(content, Result) or content.digest not in liar.digests:
-            return [effect]
-        return [Send(effect.peer, _resigned(liar, message, replace(content, digest=liar.digests[content.digest])))]
+    def wrong(work: Callable[[], object]) -> object:
+        made = work()
+        if not isinstance(made, tuple):
+            return made
+        payload = change(made[0])
+        liar.right[digest(payload)] = made[0]
+        return payload, digest(payload)
 
-    return _each_message(changed, told)
+    return [
+        replace(effect, work=partial(wrong, effect.work))
+        if isinstance(effect, Compute) and "reduce" in effect.key.split("/")
+        else effect
+        for effect in effects
+    ]
 
 
 def _falsify(liar: LyingMachine, effects: list[Effect]) -> list[Effect]:
     def change(payload: Payload) -> Payload:
         wrong = payload.copy()
-        wrong[-1] += 1  # a value's last float, or a word's highest byte: far from the sum, and nothing forbids it
+        if payload.dtype == np.uint8:
+            wrong[-1] += 1  # a word's highest byte: far from the sum, and nothing forbids it
         return wrong
 
-    return _change_results(liar, effects, change)
+    return _change_sums(liar, effects, change)
+
+
+def _falsify_and_hush(liar: LyingMachine, effects: list[Effect]) -> list[Effect]:
+    def change(effect: Send | SendBulk) -> list[Effect]:
+        told = effect.message.statement.content if isinstance(effect.message, Told) else None
+        return [] if isinstance(told, Challenge | Products) else [effect]
+
+    return _each_message(_falsify(liar, effects), change)
 
 
 def _wreck(liar: LyingMachine, effects: list[Effect]) -> list[Effect]:
-    return _change_results(liar, effects, _spoiled)
+    return _change_sums(liar, effects, _spoiled)
 
 
 LIES: dict[str, Callable[[LyingMachine, list[Effect]], list[Effect]]] = {
@@ -344,11 +358,12 @@ LIES: dict[str, Callable[[LyingMachine, list[Effect]], list[Effect]]] = {
     "two sets": _two_sets,
     "withhold": _withhold,
     "falsify": _falsify,
+    "hush": _falsify_and_hush,
     "wreck": _wreck,
 }
 """replay: sends old messages again. nan: payloads of NaN. poison: trains to NaN. future: claims to be 1000 rounds
 ahead. flip: a wrong bit in each payload and signature. split: tells some peers nothing but signs of life. mute: falls
 silent. equivocate: signs other survivors for some peers. fewer, more: acknowledges less than it holds, or all members.
 forge: sends an advert in another's name, too. stale: sends messages of earlier rounds again. two sets: acknowledges,
-proposes and votes otherwise for some peers. withhold: says nothing of its result. falsify: signs a wrong result. wreck:
-signs one of nonsense."""
+proposes and votes otherwise for some peers. withhold: says nothing of its result. falsify: makes a wrong sum under
+masks, and signs it. hush: likewise, and says nothing where sums are checked. wreck: makes one of nonsense."""

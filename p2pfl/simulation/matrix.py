@@ -92,6 +92,7 @@ LIARS_OUTCOMES = {
     "withhold": {"full"},
     "wreck": {"full"},
     "falsify": {"full"},
+    "hush": {"partial"},
 }
 """How a round may end for honest members beside one that lies so from the beginning."""
 TO_HALF = frozenset({"equivocate", "two sets"})

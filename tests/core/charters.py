@@ -37,6 +37,7 @@ def charter_values() -> dict[str, Any]:
             "tolerance": 1e-6,
             "settle_rounds": 500,
             "bits": 32,
+            "audit": "full",
         },
         "security": {"suite": "aes", "channel": "suite"},
         "deadlines": {"start": 300.0, "round": 60.0, "heartbeat": 5.0, "silence": 20.0},

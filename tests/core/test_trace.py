@@ -82,7 +82,7 @@ def test_a_line_is_pinned() -> None:
         '{"event":"round","at":1.5,"bytes_in":2,"bytes_out":3,"round":3,"seconds":0.25,"heard":["bee"],'
         '"absent":{"cat":"no link"},"loss":null,"spread":0.5,"settling":true,'
         '"outcome":"","enrolled":[],"attempt":0,"leader":"","evidence":"","steps":0,"reason":"",'
-        '"group_loss":null,"group_steps":null,"weight":0.0,"clipped":0,"distance":null}'
+        '"group_loss":null,"group_steps":null,"weight":0.0,"clipped":0,"distance":null,"audit":""}'
     )
 
 

@@ -105,7 +105,7 @@ def test_the_bytes_of_a_header_are_pinned() -> None:
     update = Update(CHARTER, Round(7), 4096, 0.5, True)
     assert encode_header(update).hex() == (
         "0038"  # 56 bytes of header
-        "98" "03" "02"  # eight fields: version, kind
+        "98" "04" "02"  # eight fields: version, kind
         f"c420{CHARTER.hex()}"  # the charter's hash
         "07" "cd1000"  # round, length
         "cb3fe0000000000000" "c3" "ce00010000"  # spread, complete, weight

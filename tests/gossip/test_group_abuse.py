@@ -8,14 +8,18 @@ import pytest
 from p2pfl.core.ids import Round
 from p2pfl.core.machine import AcceptBulk, BulkOffered, BulkReceived, Disconnect, Received, RefuseBulk
 from p2pfl.core.statements import (
+    KINDS,
     Acknowledged,
     Advert,
+    Challenge,
     Content,
     Enrolment,
+    Products,
     Proposal,
     Ready,
     Result,
     Roots,
+    SecondProducts,
     Statement,
     Vote,
     decode_statement,
@@ -59,6 +63,9 @@ class Mischief:
             Proposal(round, session, self.places(), self.places()),
             Vote(round, session, self.places()),
             Result(round, session, draw.randint(0, 7), draw.choice(self.digests)),
+            Challenge(round, session, digests, draw.choice(self.digests), draw.getrandbits(8)),
+            Products(round, session, digests, tuple(each[:5] for each in digests)),
+            SecondProducts(round, session, digests, ()),
         ])  # fmt: skip
 
     def statement(self, signer: int, round: Round) -> Statement:
@@ -70,7 +77,7 @@ class Mischief:
         draw, charter = self.draw, self.pump.charter.hash()
         round = Round(max(0, self.pump.nodes[0].machine.round + draw.randint(-3, 4)))
         session, chunk = draw.choice(self.sessions), draw.randint(0, 7)
-        masks = tuple(draw.getrandbits(8) for _ in range(11))
+        masks = tuple(draw.getrandbits(8) for _ in KINDS)
         length = draw.choice([4, 8, 12, 16, 40, 4000])
         return draw.choice([
             Hello(charter, round),

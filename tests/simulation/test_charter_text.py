@@ -26,6 +26,7 @@ def test_groups_say_what_they_can_lose(members: int, groups: str, sums: str) -> 
     lines = described(members, topology="groups")
     assert f"topology  groups: {groups}" in lines
     assert "masks     on: only sums are revealed; values up to 64" in lines
+    assert "audit     full: sums are checked before they are adopted" in lines
     assert any(line.startswith(f"sums      in {sums}") for line in lines)
 
 
