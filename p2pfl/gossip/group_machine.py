@@ -84,8 +84,9 @@ from p2pfl.gossip.membership import NO_ROUND, Members, Standing
 from p2pfl.gossip.patience import Patience
 from p2pfl.gossip.release import Keyring, Released, Terms, verified_release
 from p2pfl.gossip.secure_sum import MaskTerms
-from p2pfl.gossip.session import LEAST_RATE, NO_SESSION, REPEATS, Outcome, Session
+from p2pfl.gossip.session import NO_SESSION, REPEATS, Outcome, Session
 from p2pfl.gossip.topology import overlay_of
+from p2pfl.gossip.traffic import LEAST_RATE
 
 LOOKAHEAD = 2
 """How many rounds ahead of one's own statements are kept."""

@@ -72,10 +72,10 @@ from p2pfl.gossip.patience import Patience
 from p2pfl.gossip.release import Keyring, Terms, certified, session_id
 from p2pfl.gossip.secure_sum import MaskTerms, Secrets, masked_chunk, sum_chunk
 from p2pfl.gossip.statement_store import Statements, said_as
+from p2pfl.gossip.survivors import is_summable, largest, shared
+from p2pfl.gossip.traffic import LEAST_RATE, Traffic, Transfer, usual_seconds
 
 NO_SESSION = bytes(SESSION_BYTES)
-LEAST_RATE = 64 * 1024.0
-"""Bytes a second below which a transfer counts as failed; a guess."""
 LEAST_WORK = 2.0**22
 """Words a second that a member masks, cuts or sums at least; a guess, a hundredth of what one core does."""
 REPEATS = 4
@@ -128,35 +128,6 @@ class _Work:
     acknowledged: bool = False
     """Whether this peer has said whose chunks it holds; a leaf of a star, which holds none, once it has uploaded."""
     reducing: set[int] = field(default_factory=set)
-
-
-@dataclass(frozen=True, slots=True)
-class _Transfer:
-    """A payload that comes in, and the time at which it counts as failed."""
-
-    part: Part
-    chunk: int
-    until: float
-
-
-@dataclass
-class _Traffic:
-    """What is known of payloads under way, so that none is sent or asked for twice that may still come."""
-
-    quiet_at: float
-    """When the last payload came in."""
-    is_fed: bool = False
-    """Whether a payload began or ended to come in since the last `advance`."""
-    coming: dict[int, _Transfer] = field(default_factory=dict)
-    """By sender: the payload that was accepted and is not here yet."""
-    answered: dict[tuple[object, ...], float] = field(default_factory=dict)
-    """When a member, the first of each key, was last sent this."""
-    sent: set[tuple[object, ...]] = field(default_factory=set)
-    """Likewise, what has been sent since the last `advance`."""
-    signed_at: dict[int, float] = field(default_factory=dict)
-    """Since when a chunk's result is signed and not here."""
-    asked: int = 0
-    """How often a result was asked for of others than its signer; each time of another holder."""
 
 
 @dataclass
@@ -226,7 +197,7 @@ class Session:
         self._place: Vector | None = None
         """Where the average is written."""
         self._hashing: set[tuple[Part, int, int]] = set()
-        self._traffic = _Traffic(now)
+        self._traffic = Traffic(now)
         self._ready_at: float | None = None
         self._suspects: set[int] = set()
         self._check = Audit()
@@ -557,7 +528,7 @@ class Session:
     def accepted(self, sender: int, chunk: Chunk, now: float) -> None:
         """Note that a chunk that was wanted is coming in."""
         until = now + self.patience.seconds + chunk.length / LEAST_RATE
-        self._traffic.coming[sender] = _Transfer(chunk.part, chunk.chunk, until)
+        self._traffic.coming[sender] = Transfer(chunk.part, chunk.chunk, until)
         self._traffic.is_fed, self._seen = True, None
 
     def link_down(self, who: int) -> None:
@@ -609,7 +580,7 @@ class Session:
             payload = self._chunks[chunk]
         else:
             return []
-        pause = self.patience.least / 2 + _usual_seconds(payload.nbytes)
+        pause = self.patience.least / 2 + usual_seconds(payload.nbytes)
         request = (sender, want.part, chunk)
         return self._bulk(sender, want.part, chunk, payload) if self._may_answer(request, now, pause) else []
 
@@ -1064,7 +1035,7 @@ class Session:
             if proposal.survivors in voted and self._is_founded(proposal):
                 return self._state(proposal)
         here = frozenset(filter(self._is_here, work.members))
-        live, survivors = _largest(lists, work.members, self._aggregators, here)
+        live, survivors = largest(lists, work.members, self._aggregators, here)
         if len(survivors) < self.terms.least:
             return []
         return self._state(Proposal(self.terms.round, work.session, live, survivors))
@@ -1094,7 +1065,7 @@ class Session:
         lists = {who: set(each.uploaders) for who, each in self._statements.of(Acknowledged, proposal.session).items()}
         if not set(proposal.live) <= set(lists) & set(aggregators) or len(proposal.live) < threshold(len(aggregators)):
             return False
-        return proposal.survivors == _shared({who: lists[who] for who in proposal.live}, members, aggregators)
+        return proposal.survivors == shared({who: lists[who] for who in proposal.live}, members, aggregators)
 
     def _vote(self) -> list[Effect]:
         work = self._work
@@ -1572,7 +1543,7 @@ class Session:
     def _holder(self, chunk: int, signer: int) -> int | None:
         """Return whom to ask for a result: its signer; when that was in vain, whoever else may have it by now."""
         since = self._traffic.signed_at.setdefault(chunk, self._now)
-        usual = 2 * self.patience.seconds + _usual_seconds(self._format.size(chunk))
+        usual = 2 * self.patience.seconds + usual_seconds(self._format.size(chunk))
         if signer in self.linked and self._now < since + usual:
             return signer if signer not in self._traffic.coming else None
         others = self._work.members if self.terms.centre is None else self._aggregators
@@ -1619,7 +1590,7 @@ class Session:
         # Who is further on gives what was summed, and sums nothing any more.
         able = frozenset(who for who in self._reached if who == self.terms.me or self.heard_at(who) > -math.inf)
         lost = not any(
-            _is_summable(chunk, survivors, lists, self._aggregators, self._reached if chunk in results else able)
+            is_summable(chunk, survivors, lists, self._aggregators, self._reached if chunk in results else able)
             for chunk in range(self._format.chunks)
             if not self._has_result(chunk) and not self._check.is_lost(chunk)
         )
@@ -1704,11 +1675,6 @@ def _less(vector: Vector, base: Vector) -> Vector:
     return np.subtract(vector, base, out=vector if vector.flags.writeable else None)
 
 
-def _usual_seconds(size: int) -> float:
-    """Return the seconds after which so many bytes should be there: at eight times the least rate, a guess."""
-    return size / LEAST_RATE / 8
-
-
 def _decoded(
     layout: Format,
     place: Vector,
@@ -1738,57 +1704,3 @@ def _decoded(
     if weight is not None and own is not None and layout.ring is not None:
         layout.ring.leave_residual(own[slice(*bounds(layout.parameters, layout.chunks, chunk))], weight)
     return result, *found
-
-
-def _shared(lists: Mapping[int, set[int]], members: Sequence[int], aggregators: Sequence[int]) -> tuple[int, ...]:
-    """Return the survivors that follow from these acknowledgements: whom all of them name.
-
-    Where two aggregators or more are gone, none of them survives: each may hold the only copy of another's chunk.
-    """
-    alone = len(lists) < len(aggregators) - 1
-    return tuple(who for who in members if all(who in each for each in lists.values()) and (who in lists or not alone))
-
-
-def _largest(
-    lists: Mapping[int, set[int]], members: Sequence[int], aggregators: Sequence[int], here: frozenset[int]
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Choose whose acknowledgements count, at least three quarters of the aggregators'.
-
-    So that first as few chunks as can be are lost, should those that are not here be gone; then as many of those that
-    are here survive, and as many of all. One aggregator that received little, or says so, would else cost everybody
-    the round; its deputy takes its chunk.
-
-    Returns:
-        whose count, and who survives.
-    """
-
-    def value(live: Sequence[int]) -> tuple[int, int, int]:
-        survivors = _shared({who: lists[who] for who in live}, members, aggregators)
-        chunks = range(len(aggregators))
-        kept = sum(_is_summable(chunk, survivors, lists, aggregators, here) for chunk in chunks)
-        return kept, len(here.intersection(survivors)), len(survivors)
-
-    live = [who for who in aggregators if who in lists]
-    best = value(live)
-    while len(live) > threshold(len(aggregators)):
-        fewer = [[who for who in live if who != left] for left in sorted(live, key=lambda who: (len(lists[who]), who))]
-        values = [value(each) for each in fewer]
-        if max(values) <= best:
-            break
-        best = max(values)
-        live = fewer[values.index(best)]
-    return tuple(live), _shared({who: lists[who] for who in live}, members, aggregators)
-
-
-def _is_summable(
-    chunk: int,
-    survivors: Sequence[int],
-    lists: Mapping[int, set[int]],
-    aggregators: Sequence[int],
-    here: frozenset[int],
-) -> bool:
-    """Return whether a chunk can be averaged by those that are here, with what they acknowledged or send again."""
-    aggregator, deputy = pair(aggregators, chunk)
-    gone = {who for who in survivors if who not in here}
-    by_aggregator = aggregator in here and gone <= lists.get(aggregator, set())
-    return by_aggregator or (deputy in here and gone <= {aggregator} & lists.get(deputy, set()))

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from p2pfl.core.wire import Message, payload_length
-from p2pfl.gossip.session import LEAST_RATE
+from p2pfl.gossip.traffic import LEAST_RATE
 
 RATE, BURST = 1000.0, 2000.0
 """Cost that a neighbor may cause in a second, on and on, and at once. A message costs 1, which is 0.05 ms of the loop:

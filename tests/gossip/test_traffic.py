@@ -9,7 +9,8 @@ import pytest
 from p2pfl.core.ids import Round
 from p2pfl.core.machine import AcceptBulk, BulkOffered, BulkReceived, Effect, Input, Vector
 from p2pfl.core.wire import Chunk, Message, Part
-from p2pfl.gossip.session import LEAST_RATE, _is_summable, _largest
+from p2pfl.gossip.survivors import is_summable, largest
+from p2pfl.gossip.traffic import LEAST_RATE
 from tests.group_pump import GroupPump
 
 MEMBERS, PARAMETERS = 4, 200_000
@@ -112,19 +113,19 @@ ALL = frozenset(range(4))
 def test_a_living_members_short_acknowledgement_counts_before_a_dead_ones_long_one() -> None:
     """Member 3 died before its chunk came to member 0: with 3 in the sum, chunk 0 would be lost."""
     lists = {0: {0, 1, 2}, 1: set(ALL), 2: set(ALL), 3: set(ALL)}
-    live, survivors = _largest(lists, range(4), range(4), ALL - {3})
+    live, survivors = largest(lists, range(4), range(4), ALL - {3})
     assert 0 in live
     assert survivors == (0, 1, 2)
 
 
 def test_one_that_says_that_it_received_little_costs_nobody_the_round() -> None:
     lists = {0: {0}, 1: set(ALL), 2: set(ALL), 3: set(ALL)}
-    assert _largest(lists, range(4), range(4), ALL) == ((1, 2, 3), (0, 1, 2, 3))
+    assert largest(lists, range(4), range(4), ALL) == ((1, 2, 3), (0, 1, 2, 3))
 
 
 def test_a_chunk_is_lost_with_its_only_copy() -> None:
     lists = {who: set(ALL) for who in ALL}
-    assert _is_summable(0, range(4), lists, range(4), ALL - {1})  # the aggregator has all
-    assert _is_summable(0, range(4), lists, range(4), ALL - {0})  # its deputy has what it sent, and asks the others
-    assert not _is_summable(0, range(4), lists, range(4), ALL - {0, 2})
-    assert not _is_summable(0, range(4), lists, range(4), ALL - {0, 1})
+    assert is_summable(0, range(4), lists, range(4), ALL - {1})  # the aggregator has all
+    assert is_summable(0, range(4), lists, range(4), ALL - {0})  # its deputy has what it sent, and asks the others
+    assert not is_summable(0, range(4), lists, range(4), ALL - {0, 2})
+    assert not is_summable(0, range(4), lists, range(4), ALL - {0, 1})
