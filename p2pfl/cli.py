@@ -629,16 +629,22 @@ def simulate(
     scenario: ScenarioName,
     changes: Changes = None,
     runs: RunsFolder = Path("runs"),
+    engine: Annotated[
+        str | None, typer.Option(help="dense: thousands of peers as stacked tensors; simnet: real peers' machines.")
+    ] = None,
     device: Device = "cpu",
     again: Annotated[bool, typer.Option("--again", help="Run even if there is a run of the same settings.")] = False,
 ) -> None:
-    """Run a scenario: thousands of peers as stacked tensors, without messages. Bytes and seconds are modelled."""
+    """Run a scenario: thousands of peers as stacked tensors, without messages; bytes and seconds are modelled.
+
+    With --engine simnet some tens of peers, as real ones run them, over the simulated network.
+    """
     from p2pfl.simulation.compare import compare as make_comparison
     from p2pfl.simulation.compare import draw_run
     from p2pfl.simulation.scenario import load
     from p2pfl.simulation.simulate import simulate as run_scenario
 
-    chosen = load(scenario, changes or ())
+    chosen = load(scenario, [*(changes or ()), *([] if engine is None else [f"engine={engine}"])])
     if chosen.sweep:
         raise InvalidConfig(f"{scenario} has a [sweep] of {', '.join(chosen.sweep)}: run p2pfl sweep {scenario}")
     _say_scenario(chosen)

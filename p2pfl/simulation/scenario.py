@@ -48,7 +48,7 @@ NOT_SIMULATED: Mapping[str, tuple[str, ...]] = {
 """A charter's keys that would change what comes out, and are refused."""
 
 CHARTERS_ONLY: Mapping[str, tuple[str, ...]] = {
-    "averaging": ("alpha_min", "tolerance", "settle_rounds"), "security": ("suite", "channel"),
+    "averaging": ("alpha_min", "tolerance", "settle_rounds", "audit"), "security": ("suite", "channel"),
 }  # fmt: skip
 """A charter's keys that change nothing of what comes out: a run ends with its last round of training."""
 
@@ -306,6 +306,8 @@ class Scenario(Settings):
         name: of the scenario, and of its runs' folders.
         description: what it shows, for people.
         peers: how many.
+        engine: `dense`: peers as stacked tensors, thousands of them, without messages. `simnet`: real peers' machines
+            and trainers over the simulated network, some tens of them; d-psgd on a charter's topologies.
         seeds: each draws its own shares, initial model, minibatches, topology and faults. They run side by side.
         participation: the fraction of peers that take part in a round, at least one, drawn anew each round.
         sweep: lists of values by dotted key, such as `"data.alpha" = [0.1, 1.0]`: `p2pfl sweep` runs every combination.
@@ -313,6 +315,7 @@ class Scenario(Settings):
 
     name: str = "scenario"
     description: str = ""
+    engine: Literal["dense", "simnet"] = "dense"
     peers: Annotated[int, Field(ge=2, le=1_000_000)] = 16
     seeds: Annotated[
         tuple[Annotated[int, Field(ge=0, lt=2**53)], ...], Field(strict=False, min_length=1, max_length=1000)

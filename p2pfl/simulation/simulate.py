@@ -1,11 +1,12 @@
-"""Runs a scenario on the dense engine: from settings to curves.
+"""Runs a scenario: from settings to curves.
 
-The seeds of a scenario run side by side, each as if it were alone: what a seed gives does not depend on the others.
+On the dense engine the seeds of a scenario run side by side, each as if it were alone: what a seed gives does not
+depend on the others. With real peers' machines (`p2pfl.simulation.peers_engine`) they run one after the other.
 """
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,17 @@ from numpy.typing import NDArray
 from p2pfl import __version__
 from p2pfl.core.errors import InvalidConfig
 from p2pfl.learning.task import Examples, Task, make_model
-from p2pfl.learning.vector import initial
+from p2pfl.learning.vector import initial, layout
 from p2pfl.simulation.attacks import success, triggered
 from p2pfl.simulation.dense.engine import Engine, Experiment, RoundMetrics
 from p2pfl.simulation.dense.evaluation import Evaluation
 from p2pfl.simulation.dense.kernels.vmap import stacked_outputs
-from p2pfl.simulation.dense.sampling import Uniform, derived
+from p2pfl.simulation.dense.sampling import derived, sampler_of
 from p2pfl.simulation.dense.variants import Each
 from p2pfl.simulation.exchanges import Relabelled
 from p2pfl.simulation.mixed import GROUPED, Mixed
 from p2pfl.simulation.parts import Parts
+from p2pfl.simulation.peers_engine import Curve, run_peers, verify_peers
 from p2pfl.simulation.presence import Presence, Present
 from p2pfl.simulation.runs import BACKDOOR, Run, is_complete, less_is_better, open_simulated, save
 from p2pfl.simulation.scenario import Scenario
@@ -56,8 +58,33 @@ def simulate(
     path = None if folder is None else folder / scenario.folder
     if path is not None and is_complete(path) and not again:
         return open_simulated(path)
-    run = _Running(scenario, torch.device(device)).finish(watch)
+    if scenario.engine == "simnet":
+        run = _by_peers(scenario, watch)
+    else:
+        run = _Running(scenario, torch.device(device)).finish(watch)
     return run if path is None else save(run, path)
+
+
+def _by_peers(scenario: Scenario, watch: Watch | None) -> Run:
+    verify_peers(scenario)
+    began, parts, rounds = time.perf_counter(), Parts(scenario), scenario.training.rounds
+    curves: list[Curve] = []
+
+    def tell(complete: int) -> None:
+        if watch is not None:
+            watch(len(curves) * rounds + complete, len(scenario.seeds) * rounds)
+
+    for number in scenario.seeds:
+        curves.append(run_peers(scenario, parts, number, _evaluated(scenario), tell))
+    size = sum(math.prod(shape) for shape in layout(make_model(parts.task)).shapes)
+    engine = {"engine": "simnet", "tier": "peers", "device": "cpu"}
+    return _result(scenario, parts, curves, engine, size, time.perf_counter() - began)
+
+
+def _evaluated(scenario: Scenario) -> set[int]:
+    """Return after how many rounds models are evaluated."""
+    rounds, times = scenario.training.rounds, scenario.evaluation.times
+    return {int(number) for number in np.linspace(0, rounds, min(times, rounds + 1)).round()}
 
 
 class _Seed:
@@ -77,7 +104,7 @@ class _Seed:
             drawn, np.random.RandomState(derived(number, "attackers") % 2**32).permutation(scenario.peers)
         )  # fmt: skip
         self.schedule = Present(placed, self.presence, grouped, column)
-        self.sampler = Uniform(parts.shares(number), scenario.training.batch_size, derived(number, "minibatches"))
+        self.sampler = sampler_of(parts.shares(number), scenario.training.batch_size, derived(number, "minibatches"))
         self.rows: list[dict[str, float]] = []
         self.peers: list[pd.DataFrame] = []
         self.stop = _Stop(scenario)
@@ -91,8 +118,8 @@ class _Running:
         self._scenario = scenario
         self._parts = parts = Parts(scenario)
         self._seeds = [_Seed(scenario, number, parts) for number in scenario.seeds]
-        rounds, times = scenario.training.rounds, scenario.evaluation.times
-        self._evaluated = {int(number) for number in np.linspace(0, rounds, min(times, rounds + 1)).round()}
+        rounds = scenario.training.rounds
+        self._evaluated = _evaluated(scenario)
         presence = [seed.presence for seed in self._seeds]
         start = torch.from_numpy(np.stack([initial(parts.task, number) for number in scenario.seeds]))
         mixed = Mixed(scenario, parts, [seed.schedule for seed in self._seeds])
@@ -138,7 +165,9 @@ class _Running:
                 watch(engine.round, rounds)
         for seed in self._seeds:
             seed.outcome = seed.outcome or "done"
-        return self._result(time.perf_counter() - began)
+        seconds, space = time.perf_counter() - began, self._engine.space
+        told = {"engine": "dense", "tier": self._engine.tier, "device": str(self._device)}
+        return _result(self._scenario, self._parts, self._seeds, told, space.size, seconds)
 
     def _record(self, metrics: RoundMetrics) -> None:
         """Add a round to each seed's curve that has not ended."""
@@ -181,38 +210,49 @@ class _Running:
             columns[name][self._engine.sample.numpy()] = values.numpy()
         return pd.DataFrame(columns)
 
-    def _result(self, seconds: float) -> Run:
-        scenario, parts = self._scenario, self._parts
-        frame = pd.DataFrame([row for seed in self._seeds for row in seed.rows])
-        peers = pd.concat([one for seed in self._seeds for one in seed.peers], ignore_index=True)
-        metric = parts.metric
-        seeds = [_final(seed, peers, metric) for seed in self._seeds]
-        summary = {
-            "name": scenario.name,
-            "hash": scenario.hash(),
-            "version": __version__,
-            "engine": "dense",
-            "tier": self._engine.tier,
-            "device": str(self._device),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "seconds": round(seconds, 3),
-            "peers": scenario.peers,
-            "parameters": self._engine.space.size,
-            "local_steps": parts.steps,
-            "learning_rate": parts.lr,
-            "topology": scenario.averaging.topology,
-            "algorithm": scenario.training.algorithm,
-            "masks": scenario.averaging.masks,
-            "compression": scenario.compression.name,
-            "attack": scenario.attackers.attack,
-            "attackers": parts.attackers,
-            "defence": scenario.defence.rule,
-            "metric": metric,
-            "final": {key: _spread([seed["final"][key] for seed in seeds]) for key in seeds[0]["final"]},
-            "seeds": seeds,
-        }
-        return Run(scenario, summary, frame, peers)
+
+def _result(
+    scenario: Scenario, parts: Parts, curves: "Sequence[_Seed | Curve]", engine: Mapping[str, str], size: int,
+    seconds: float,
+) -> Run:  # fmt: skip
+    """Sum a run up.
+
+    Args:
+        scenario: what was run.
+        parts: of it.
+        curves: what each seed gave.
+        engine: what ran it, for the summary.
+        size: of a peer's vector.
+        seconds: that it took.
+    """
+    frame = pd.DataFrame([row for seed in curves for row in seed.rows])
+    peers = pd.concat([one for seed in curves for one in seed.peers], ignore_index=True)
+    metric = parts.metric
+    seeds = [_final(seed, peers, metric) for seed in curves]
+    summary = {
+        "name": scenario.name,
+        "hash": scenario.hash(),
+        "version": __version__,
+        **engine,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "seconds": round(seconds, 3),
+        "peers": scenario.peers,
+        "parameters": size,
+        "local_steps": parts.steps,
+        "learning_rate": parts.lr,
+        "topology": scenario.averaging.topology,
+        "algorithm": scenario.training.algorithm,
+        "masks": scenario.averaging.masks,
+        "compression": scenario.compression.name,
+        "attack": scenario.attackers.attack,
+        "attackers": parts.attackers,
+        "defence": scenario.defence.rule,
+        "metric": metric,
+        "final": {key: _spread([seed["final"][key] for seed in seeds]) for key in seeds[0]["final"]},
+        "seeds": seeds,
+    }
+    return Run(scenario, summary, frame, peers)
 
 
 def _health(row: Mapping[str, float]) -> list[float]:
@@ -221,7 +261,7 @@ def _health(row: Mapping[str, float]) -> list[float]:
     return [*losses, *(row[key] for key in ("loss", "consensus") if key in row)]
 
 
-def _final(seed: _Seed, peers: pd.DataFrame, metric: str) -> dict[str, Any]:
+def _final(seed: "_Seed | Curve", peers: pd.DataFrame, metric: str) -> dict[str, Any]:
     """Return how a seed ended: its last row in which models were evaluated, and how its peers differ."""
     last = [row for row in seed.rows if "consensus" in row][-1]
     final = {key: value for key, value in last.items() if key not in ("seed", "round", "working", "train_loss")}

@@ -109,3 +109,11 @@ class Whole:
         del round, first
         places = self.shares.starts[:, None] + np.arange(self.shares.counts[0])
         return torch.from_numpy(self.shares.order[places])[:, None].expand(-1, steps, -1)
+
+
+def sampler_of(shares: Shares, batch_size: int, seed: int) -> Sampler:
+    """Return what draws minibatches: whole shares where all are equally large and none is larger than a minibatch."""
+    counts = shares.counts
+    if counts.min() == counts.max() <= batch_size:
+        return Whole(shares)
+    return Uniform(shares, batch_size, seed)

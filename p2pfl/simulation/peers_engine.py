@@ -1,0 +1,291 @@
+"""Runs a scenario with real peers' machines and trainers over the simulated network.
+
+What a peer does follows from the same code as in `p2pfl peer`: its plan, its machine, its trainer. Only what lies below
+is replaced, by `p2pfl.simulation.simnet`. So this is slow, and for some tens of peers; and what comes out is what real
+peers would have. Bytes are counted, of headers and payloads; seconds are the simulated network's.
+"""
+
+import copy
+import math
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from p2pfl.core.charter import AveragingTerms, Charter, Member, ModelTerms, TaskTerms, TrainingTerms
+from p2pfl.core.errors import InvalidConfig, RoundFailed
+from p2pfl.core.ids import PeerId, Round
+from p2pfl.core.machine import Emit, Machine, Send, SendBulk, Vector
+from p2pfl.core.trace import RoundEnded
+from p2pfl.core.wire import encode_header
+from p2pfl.crypto.suite import suite
+from p2pfl.gossip.group_machine import GroupMachine, GroupPlan
+from p2pfl.gossip.grouping import weight_for
+from p2pfl.gossip.mixing import consensus_distance
+from p2pfl.gossip.peer_machine import PeerMachine, Plan
+from p2pfl.gossip.secure_sum import MaskTerms
+from p2pfl.learning.space import Block
+from p2pfl.learning.task import Data, Examples, Task, make_model
+from p2pfl.learning.trainer import Trainer
+from p2pfl.learning.vector import initial, layout
+from p2pfl.simulation.dense.evaluation import Evaluator
+from p2pfl.simulation.dense.sampling import derived
+from p2pfl.simulation.hosts import Conditions, Disk, PeerSpec, SimulatedKeyring
+from p2pfl.simulation.invariants import Check, InvariantViolated, Step
+from p2pfl.simulation.parts import Parts
+from p2pfl.simulation.scenario import Scenario
+from p2pfl.simulation.simnet import Network
+
+MOST_PEERS = 256
+"""A round of gossip of so many on a ring takes a second; a guess of what anybody waits for."""
+PATIENCE = 1e9
+"""Virtual seconds; what does not come to an end is told by the network after so many inputs."""
+SECRET = b"p2pfl simulation"
+
+
+@dataclass
+class Curve:
+    """What one seed gave: its rows of `Run.frame`, its part of `Run.peers`, and how it ended."""
+
+    number: int
+    rows: list[dict[str, float]] = field(default_factory=list)
+    peers: list[pd.DataFrame] = field(default_factory=list)
+    outcome: str = "done"
+
+
+def verify_peers(scenario: Scenario) -> None:
+    """Check that real peers can do what a scenario asks.
+
+    Raises:
+        InvalidConfig: they cannot.
+    """
+    plain = type(scenario)()
+    left_out = ("compression", "attackers", "defence", "faults", "stopping", "participation")
+    for name in left_out:
+        if getattr(scenario, name) != getattr(plain, name):
+            raise InvalidConfig(f'{name} is for the engine "dense"; leave it out, or take that engine')
+    if scenario.training.algorithm not in ("d-psgd", "local-sgd") or scenario.training.options:
+        raise InvalidConfig(
+            f'real peers run d-psgd without options, not {scenario.training.algorithm}; take the engine "dense"'
+        )
+    if scenario.peers > MOST_PEERS:
+        raise InvalidConfig(f'{scenario.peers} peers; the engine "simnet" takes {MOST_PEERS} at most')
+
+
+def charter_of(scenario: Scenario, parameters: int, seed: int) -> Charter:
+    """Return the charter under which peers of the simulated network run a scenario.
+
+    Args:
+        scenario: whose.
+        parameters: of the model.
+        seed: draws the groups, as the members' salts would.
+
+    Raises:
+        InvalidConfig: a charter has no such terms.
+    """
+    own = {
+        name: {key: getattr(getattr(scenario, name), key) for key in kind.model_fields}
+        for name, kind in (("training", TrainingTerms), ("averaging", AveragingTerms))
+    }
+    own["training"]["algorithm"] = "d-psgd"
+    if scenario.averaging.options:
+        raise InvalidConfig("averaging.options: a charter's topologies have none; leave them out")
+    names = [f"peer-{place}" for place in range(scenario.peers)]
+    try:
+        return Charter(
+            name=f"{scenario.name}-{seed}",
+            task=TaskTerms(source="digits", sha256="0" * 64),
+            model=ModelTerms(file="m.safetensors", sha256="0" * 64, parameters=parameters),
+            training=TrainingTerms(**own["training"]),
+            averaging=AveragingTerms(**own["averaging"]),
+            members=tuple(Member(name=name, peer_id=name, addresses=("/memory",)) for name in names),
+        )
+    except ValidationError as error:
+        raise InvalidConfig(f"a charter has no such terms: {error.errors()[0]['msg']}") from error
+
+
+def run_peers(
+    scenario: Scenario, parts: Parts, number: int, evaluated: set[int], watch: Callable[[int], None] | None = None
+) -> Curve:
+    """Run one seed.
+
+    Args:
+        scenario: what to run.
+        parts: of it.
+        number: the seed.
+        evaluated: after how many rounds models are evaluated.
+        watch: is told how many rounds all peers have completed.
+
+    Raises:
+        InvalidConfig: real peers cannot do that.
+        RoundFailed: the network did not come to an end.
+    """
+    verify_peers(scenario)
+    start = initial(parts.task, number)
+    start.flags.writeable = False
+    charter = charter_of(scenario, len(start), number)
+    ledger = _Ledger(scenario.peers, scenario.training.rounds, start, watch)
+    terms = scenario.cost
+    network = Network(
+        _specs(scenario, parts, number, charter, start),
+        seed=number,
+        charter=charter.hash(),
+        conditions=Conditions(latency=max(terms.latency, 1e-6), bandwidth=terms.bandwidth, start=1e-3),
+        checks=[ledger],
+    )
+    ledger.network = network
+    try:
+        network.run(PATIENCE)
+    except InvariantViolated as violated:
+        raise RoundFailed(f"seed {number}: {violated.reason}") from violated
+    errors = [f"{peer.name}: {peer.error}" for peer in network.peers if peer.error is not None]
+    if errors:
+        raise RoundFailed(f"seed {number}: {errors[0]}")
+    return ledger.curve(number, scenario, parts, evaluated)
+
+
+def _specs(scenario: Scenario, parts: Parts, number: int, charter: Charter, start: Vector) -> list[PeerSpec]:
+    shares, terms = parts.shares(number), scenario.training
+    task = _rated(parts.task, parts.lr)
+    roster = charter.roster()
+    specs = []
+    for place, peer in enumerate(roster):
+        mine = shares.order[shares.starts[place] :][: shares.counts[place]]
+        examples = Examples(parts.pool.inputs[mine], parts.pool.targets[mine])
+        trainer = Trainer(
+            task,
+            Data(examples, parts.data.test),
+            local_steps=parts.steps,
+            batch_size=terms.batch_size,
+            clip_norm=terms.clip_norm,
+            seed=derived(number, "trainer", place),
+        )
+        build, neighbors = _machine(scenario, charter, peer, place, number, start, len(examples))
+        train = partial(_train, trainer)
+        specs.append(PeerSpec(peer, f"peer-{place}", build, train, neighbors, scenario.cost.step_seconds))
+    return specs
+
+
+def _machine(
+    scenario: Scenario, charter: Charter, peer: PeerId, place: int, number: int, start: Vector, samples: int
+) -> tuple[Callable[[Disk], Machine], tuple[PeerId, ...]]:
+    """Return what makes a peer's machine, and whom it links to."""
+    averaging = charter.averaging
+    weight = weight_for(averaging, samples)
+    if averaging.topology != "groups":
+        plan = Plan.for_peer(charter, peer)
+        return lambda _: PeerMachine(plan, start, None, weight), tuple(plan.weights)
+    group = GroupPlan.for_peer(charter, peer)
+    keyring = SimulatedKeyring(SECRET, place, scenario.peers)
+    entropy = random.Random(f"{number}/entropy/{place}")  # noqa: S311 - a simulation's entropy is drawn from its seed
+    masks = None
+    if averaging.masks == "on":
+        masks = MaskTerms(suite("aes"), 32, averaging.clip, entropy.randbytes, None, averaging.audit == "full")
+    neighbors = tuple(group.roster[other] for other in group.neighbors)
+    return lambda _: GroupMachine(group, keyring, start, None, masks, weight), neighbors
+
+
+def _rated(task: Task, lr: float) -> Task:
+    """Return the task with plain SGD of this learning rate, which is what is simulated."""
+    rated = copy.copy(task)
+
+    def optimizer(parameters: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, lr=lr)
+
+    rated.optimizer = optimizer  # type: ignore[method-assign]
+    return rated
+
+
+def _train(trainer: Trainer, peer: PeerId, round: Round, vector: Vector, seconds: float) -> tuple[Vector, float, int]:
+    del peer, seconds  # the window is in the number of steps: those that fit into it, of `cost.step_seconds` each
+    trained = trainer.train(vector, round)
+    return trained.vector, trained.loss, trained.steps
+
+
+class _Ledger(Check):
+    """Keeps what each peer has after each round, and what that cost."""
+
+    network: Network
+
+    def __init__(self, peers: int, rounds: int, start: Vector, watch: Callable[[int], None] | None) -> None:
+        self._peers, self._rounds, self._watch = peers, rounds, watch
+        self._start = start
+        self._sent = np.zeros(peers)
+        self._records: dict[tuple[int, int], tuple[RoundEnded, float, float]] = {}
+        """By round and place: the record, the bytes sent so far, and the time."""
+        self._complete = Counter[int]()
+
+    def step(self, step: Step) -> None:
+        """Count what is sent, and note each round's end."""
+        place = step.peer.place
+        for effect in step.effects:
+            match effect:
+                case Send(_, message):
+                    self._sent[place] += len(encode_header(message))
+                case SendBulk(peers, message, payload):
+                    self._sent[place] += len(peers) * (len(encode_header(message)) + payload.nbytes)
+                case Emit(RoundEnded() as ended) if ended.round < self._rounds:
+                    self._records[ended.round, place] = (ended, float(self._sent[place]), self.network.now)
+                    self._complete[ended.round] += 1
+                    if self._watch is not None and self._complete[ended.round] == self._peers:
+                        self._watch(ended.round + 1)
+                case _:
+                    pass
+
+    def curve(self, number: int, scenario: Scenario, parts: Parts, evaluated: set[int]) -> Curve:
+        """Return what the network's seed gave."""
+        order = layout(make_model(parts.task))
+        blocks = [Block(name, shape, shape) for name, shape in zip(order.names, order.shapes, strict=True)]
+        evaluator = Evaluator(parts.task, blocks, parts.data.test)
+        sampled, curve = min(scenario.evaluation.peers, self._peers), Curve(number)
+        models = np.tile(self._start, (self._peers, 1))
+        adopted = {(round, peer.place): vector for peer in self.network.peers for round, vector in peer.adopted}
+        sent, seconds = np.zeros(self._peers), 0.0
+        for complete in range(self._rounds + 1):
+            losses = np.full(self._peers, math.nan)
+            outcomes = ["full"] * self._peers
+            for place in range(self._peers) if complete else ():
+                models[place] = adopted.get((Round(complete - 1), place), models[place])
+                outcomes[place] = "skip"
+                if (complete - 1, place) in self._records:
+                    record, sent[place], at = self._records[complete - 1, place]
+                    losses[place] = math.nan if record.loss is None else record.loss
+                    outcomes[place], seconds = record.outcome or "full", max(seconds, at)
+            row: dict[str, float] = {
+                "seed": number,
+                "round": complete,
+                "train_loss": float(np.nanmean(losses)) if not np.isnan(losses).all() else math.nan,
+                "working": sum(outcome != "skip" for outcome in outcomes),
+                "modelled_bytes": float(sent.mean()),
+                "modelled_seconds": seconds,
+            }
+            if complete in evaluated:
+                row |= self._evaluated(models, evaluator, sampled, losses, curve, complete)
+            curve.rows.append(row)
+        return curve
+
+    def _evaluated(
+        self, models: NDArray[np.float32], evaluator: Evaluator, sampled: int, losses: NDArray[np.float64],
+        curve: Curve, complete: int,
+    ) -> dict[str, float]:  # fmt: skip
+        mean = torch.from_numpy(models.mean(axis=0, dtype=np.float64).astype(np.float32))
+        sample = np.linspace(0, self._peers - 1, sampled).round().astype(int)
+        found = {name: values.numpy() for name, values in evaluator.rows(torch.from_numpy(models[sample])).items()}
+        columns: dict[str, Any] = {
+            "seed": curve.number, "round": complete, "peer": np.arange(self._peers), "train_loss": losses,
+        }  # fmt: skip
+        for name, values in found.items():
+            columns[name] = np.full(self._peers, math.nan)
+            columns[name][sample] = values
+        curve.peers.append(pd.DataFrame(columns))
+        row = {"consensus": consensus_distance(models)}
+        row |= {name: float(values[0]) for name, values in evaluator.rows(mean[None]).items()}
+        return row | {f"peer_{name}": float(values.mean()) for name, values in found.items()}

@@ -1,0 +1,125 @@
+"""One small federation thrice: as stacked tensors, as peers of the simulated network, and as processes over TCP."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from p2pfl.core.errors import InvalidConfig
+from p2pfl.core.settings import validate
+from p2pfl.crypto.suite import suite
+from p2pfl.gossip.group_machine import GroupMachine, GroupPlan
+from p2pfl.gossip.secure_sum import MaskTerms
+from p2pfl.node.launcher import Launcher, create_federation
+from p2pfl.node.peer import Peer
+from p2pfl.simulation.hosts import PeerSpec, SimulatedKeyring, stream
+from p2pfl.simulation.results import open_run
+from p2pfl.simulation.scenario import Scenario
+from p2pfl.simulation.simnet import Network
+from p2pfl.simulation.simulate import simulate
+
+ROUNDS = 6
+
+
+def scenario(**values):
+    settings = {
+        "peers": 6, "seeds": [3, 4], "training": {"rounds": ROUNDS, "local_steps": 2, "batch_size": 40},
+        "data": {"partition": "replacement", "examples": 40}, "averaging": {"topology": "ring"},
+        "evaluation": {"times": 4, "peers": 6},
+    }  # fmt: skip
+    for key, value in values.items():
+        settings[key] = settings.get(key, {}) | value if isinstance(value, dict) else value
+    return validate(Scenario, settings, "test")
+
+
+@pytest.mark.parametrize("topology", ["ring", "exponential", "complete"])
+def test_stacked_tensors_and_peers_have_the_same_curves(topology):
+    """With whole shares: what is left is float32's rounding, in another order."""
+    dense = simulate(scenario(averaging={"topology": topology}))
+    peers = simulate(scenario(averaging={"topology": topology}, engine="simnet"))
+    assert list(dense.frame["round"]) == list(peers.frame["round"])
+    assert list(dense.frame["working"]) == list(peers.frame["working"]) == [6] * 14
+    for column in ("train_loss", "consensus", "loss", "peer_loss"):
+        np.testing.assert_allclose(peers.frame[column], dense.frame[column], rtol=2e-3, atol=1e-6, err_msg=column)
+    np.testing.assert_allclose(peers.frame["peer_accuracy"], dense.frame["peer_accuracy"], atol=0.003)
+    assert peers.summary["seeds"][0]["final"].keys() == dense.summary["seeds"][0]["final"].keys()
+
+
+def test_bytes_are_counted_as_they_are_modelled():
+    """The model leaves headers and signs of life out."""
+    dense, peers = simulate(scenario()), simulate(scenario(engine="simnet"))
+    counted = peers.frame["modelled_bytes"].iloc[-1] / dense.frame["modelled_bytes"].iloc[-1]
+    assert 1.0 < counted < 1.01
+
+
+def test_one_group_of_all_averages_as_the_complete_graph_does_masked_or_not():
+    every = {"topology": "groups", "group_size": 6}
+    plain = simulate(scenario(averaging=every, engine="simnet"))
+    masked = simulate(scenario(averaging=every | {"masks": "on"}, engine="simnet"))
+    dense = simulate(scenario(averaging={"topology": "complete"}))
+    for run in (plain, masked):
+        np.testing.assert_allclose(run.frame["train_loss"], dense.frame["train_loss"], rtol=2e-3)
+        assert (run.frame["consensus"].dropna() < 1e-9).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"training": {"algorithm": "gradient-tracking"}}, "real peers run d-psgd"),
+        ({"averaging": {"topology": "base-graph"}}, "a charter has no such terms"),
+        ({"faults": {"missed": 0.1}}, 'faults is for the engine "dense"'),
+        ({"defence": {"rule": "median"}}, 'defence is for the engine "dense"'),
+        ({"peers": 1000}, "takes 256 at most"),
+    ],
+)
+def test_what_real_peers_do_not_do_is_refused_in_one_line(values, reason):
+    with pytest.raises(InvalidConfig, match=reason):
+        simulate(scenario(engine="simnet", **values))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_masked_rounds_of_processes_and_of_the_simulated_network_give_the_same_bits(tmp_path: Path) -> None:
+    terms = {
+        "training": {"rounds": ROUNDS, "local_steps": 3, "batch_size": 32},
+        "averaging": {"topology": "groups", "group_size": 4, "settle_rounds": 0},
+        "deadlines": {"start": 120.0, "round": 60.0},
+    }
+    dealt = {"partition": "dirichlet", "alpha": 0.5, "peers": 4, "seed": 5}
+    made = create_federation(tmp_path / "run", "digits", terms, [{**dealt, "index": index} for index in range(4)], 5)
+    peers = {each.plan.me: each for each in map(Peer.prepare, made.homes) if isinstance(each.plan, GroupPlan)}
+    network = Network([_spec(peers[place]) for place in range(4)], charter=peers[0].plan.charter)
+    network.run(1e6)
+    launcher = Launcher(made)
+    launcher.start()
+    for process in launcher.processes.values():
+        process.join(200)
+    assert launcher.failures() == {}
+    run = open_run(tmp_path / "run")
+    for peer in run.peers:
+        assert all(event.outcome == "full" for _, event in peer.rounds_ended() if not event.settling)
+    assert len(run.peers) == 4
+    for place, peer in enumerate(network.peers):
+        adopted = {int(round): vector for round, vector in peer.adopted}
+        real = next(each for each in run.peers if each.home.config.name == peer.name)
+        for number in range(ROUNDS):
+            assert np.array_equal(adopted[number], real.history[number + 1]), (place, number)
+        assert not np.array_equal(adopted[0], adopted[ROUNDS - 1])
+
+
+def _spec(prepared: Peer) -> PeerSpec:
+    plan = prepared.plan
+    assert isinstance(plan, GroupPlan)
+    keyring = SimulatedKeyring(b"test", plan.me, len(plan.roster))
+
+    def build(_: object) -> GroupMachine:
+        masks = MaskTerms(suite("aes"), 32, 64.0, stream(plan.me, "entropy").randbytes)
+        return GroupMachine(plan, keyring, prepared.initial, None, masks, prepared.weight)
+
+    def train(_: object, round: int, vector: np.ndarray, __: float) -> tuple[np.ndarray, float, int]:
+        trained = prepared.trainer.train(vector, round)
+        return trained.vector, trained.loss, trained.steps
+
+    return PeerSpec(
+        plan.roster[plan.me], plan.names[plan.me], build, train, tuple(plan.roster[other] for other in plan.neighbors)
+    )
