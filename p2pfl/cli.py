@@ -180,6 +180,31 @@ def charter_new(
     _say(f"next: every member runs p2pfl charter join {path} --config THEIR-FOLDER, and passes the folder on")
 
 
+@charter_app.command("from", epilog="Next: p2pfl charter show, then every member runs p2pfl charter join.")
+def charter_from(
+    scenario: ScenarioName,
+    folder: Annotated[Path, typer.Argument(help="Where charter.toml and initial.safetensors are put.")],
+    changes: Changes = None,
+    seed: Annotated[int, typer.Option(help="Draws the initial model.")] = 0,
+) -> None:
+    """Turn a scenario, the rehearsal of a federation, into a charter's draft. Masks are on unless it says otherwise."""
+    from p2pfl.node.federation import CHARTER_FILE, draft_charter, save_charter
+    from p2pfl.simulation.charter_terms import draft_terms
+    from p2pfl.simulation.scenario import load
+
+    chosen, path = load(scenario, changes or ()), folder / CHARTER_FILE
+    if path.exists():
+        raise InvalidConfig(f"{path}: exists already; name another folder")
+    terms, left_out = draft_terms(chosen)
+    charter = draft_charter(folder, chosen.name, chosen.data.task, terms, seed)
+    save_charter(path, charter)
+    _say(f"{path}: a draft of {charter.name}: {charter.task.source}, {charter.model.parameters} parameters, no members")
+    for line in left_out:
+        _say(f"- left out: {line}")
+    _say("edit its terms now: nobody can change them once members have signed")
+    _say(f"next: p2pfl charter show {path}; then every member runs p2pfl charter join {path} --config THEIR-FOLDER")
+
+
 @charter_app.command("model", epilog="Next: every member runs p2pfl charter join, and p2pfl charter sign.")
 def charter_model(
     charter: CharterFile = Path("charter.toml"),

@@ -27,7 +27,7 @@ COMMANDS = [
     [],
     ["init"],
     ["charter"],
-    *(["charter", name] for name in ("new", "model", "join", "sign", "show", "check")),
+    *(["charter", name] for name in ("new", "from", "model", "join", "sign", "show", "check")),
     ["data"],
     ["data", "check"],
     ["scenario"],

@@ -18,10 +18,9 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
-from p2pfl.core.charter import AveragingTerms, Charter, Member, ModelTerms, TaskTerms, TrainingTerms
-from p2pfl.core.errors import InvalidConfig, RoundFailed
+from p2pfl.core.charter import Charter
+from p2pfl.core.errors import RoundFailed
 from p2pfl.core.ids import PeerId, Round
 from p2pfl.core.machine import Emit, Machine, Send, SendBulk, Vector
 from p2pfl.core.trace import RoundEnded
@@ -36,6 +35,7 @@ from p2pfl.learning.space import Block
 from p2pfl.learning.task import Data, Examples, Task, make_model
 from p2pfl.learning.trainer import Trainer
 from p2pfl.learning.vector import initial, layout
+from p2pfl.simulation.charter_terms import charter_of, verify_peers
 from p2pfl.simulation.dense.evaluation import Evaluator
 from p2pfl.simulation.dense.sampling import derived
 from p2pfl.simulation.hosts import Conditions, Disk, PeerSpec, SimulatedKeyring
@@ -44,8 +44,6 @@ from p2pfl.simulation.parts import Parts
 from p2pfl.simulation.scenario import Scenario
 from p2pfl.simulation.simnet import Network
 
-MOST_PEERS = 256
-"""A round of gossip of so many on a ring takes a second; a guess of what anybody waits for."""
 PATIENCE = 1e9
 """Virtual seconds; what does not come to an end is told by the network after so many inputs."""
 SECRET = b"p2pfl simulation"
@@ -59,57 +57,6 @@ class Curve:
     rows: list[dict[str, float]] = field(default_factory=list)
     peers: list[pd.DataFrame] = field(default_factory=list)
     outcome: str = "done"
-
-
-def verify_peers(scenario: Scenario) -> None:
-    """Check that real peers can do what a scenario asks.
-
-    Raises:
-        InvalidConfig: they cannot.
-    """
-    plain = type(scenario)()
-    left_out = ("compression", "attackers", "defence", "faults", "stopping", "participation")
-    for name in left_out:
-        if getattr(scenario, name) != getattr(plain, name):
-            raise InvalidConfig(f'{name} is for the engine "dense"; leave it out, or take that engine')
-    if scenario.training.algorithm not in ("d-psgd", "local-sgd") or scenario.training.options:
-        raise InvalidConfig(
-            f'real peers run d-psgd without options, not {scenario.training.algorithm}; take the engine "dense"'
-        )
-    if scenario.peers > MOST_PEERS:
-        raise InvalidConfig(f'{scenario.peers} peers; the engine "simnet" takes {MOST_PEERS} at most')
-
-
-def charter_of(scenario: Scenario, parameters: int, seed: int) -> Charter:
-    """Return the charter under which peers of the simulated network run a scenario.
-
-    Args:
-        scenario: whose.
-        parameters: of the model.
-        seed: draws the groups, as the members' salts would.
-
-    Raises:
-        InvalidConfig: a charter has no such terms.
-    """
-    own = {
-        name: {key: getattr(getattr(scenario, name), key) for key in kind.model_fields}
-        for name, kind in (("training", TrainingTerms), ("averaging", AveragingTerms))
-    }
-    own["training"]["algorithm"] = "d-psgd"
-    if scenario.averaging.options:
-        raise InvalidConfig("averaging.options: a charter's topologies have none; leave them out")
-    names = [f"peer-{place}" for place in range(scenario.peers)]
-    try:
-        return Charter(
-            name=f"{scenario.name}-{seed}",
-            task=TaskTerms(source="digits", sha256="0" * 64),
-            model=ModelTerms(file="m.safetensors", sha256="0" * 64, parameters=parameters),
-            training=TrainingTerms(**own["training"]),
-            averaging=AveragingTerms(**own["averaging"]),
-            members=tuple(Member(name=name, peer_id=name, addresses=("/memory",)) for name in names),
-        )
-    except ValidationError as error:
-        raise InvalidConfig(f"a charter has no such terms: {error.errors()[0]['msg']}") from error
 
 
 def run_peers(

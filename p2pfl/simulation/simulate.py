@@ -20,6 +20,7 @@ from p2pfl.core.errors import InvalidConfig
 from p2pfl.learning.task import Examples, Task, make_model
 from p2pfl.learning.vector import initial, layout
 from p2pfl.simulation.attacks import success, triggered
+from p2pfl.simulation.charter_terms import verify_peers
 from p2pfl.simulation.dense.engine import Engine, Experiment, RoundMetrics
 from p2pfl.simulation.dense.evaluation import Evaluation
 from p2pfl.simulation.dense.kernels.vmap import stacked_outputs
@@ -28,7 +29,7 @@ from p2pfl.simulation.dense.variants import Each
 from p2pfl.simulation.exchanges import Relabelled
 from p2pfl.simulation.mixed import GROUPED, Mixed
 from p2pfl.simulation.parts import Parts
-from p2pfl.simulation.peers_engine import Curve, run_peers, verify_peers
+from p2pfl.simulation.peers_engine import Curve, run_peers
 from p2pfl.simulation.presence import Presence, Present
 from p2pfl.simulation.runs import BACKDOOR, Run, is_complete, less_is_better, open_simulated, save
 from p2pfl.simulation.scenario import Scenario

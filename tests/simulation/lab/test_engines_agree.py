@@ -5,16 +5,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from p2pfl import cli
 from p2pfl.core.errors import InvalidConfig
 from p2pfl.core.settings import validate
 from p2pfl.crypto.suite import suite
 from p2pfl.gossip.group_machine import GroupMachine, GroupPlan
 from p2pfl.gossip.secure_sum import MaskTerms
+from p2pfl.node.federation import load_charter
 from p2pfl.node.launcher import Launcher, create_federation
 from p2pfl.node.peer import Peer
 from p2pfl.simulation.hosts import PeerSpec, SimulatedKeyring, stream
 from p2pfl.simulation.results import open_run
-from p2pfl.simulation.scenario import Scenario
+from p2pfl.simulation.scenario import Scenario, load
 from p2pfl.simulation.simnet import Network
 from p2pfl.simulation.simulate import simulate
 
@@ -75,6 +77,28 @@ def test_one_group_of_all_averages_as_the_complete_graph_does_masked_or_not():
 def test_what_real_peers_do_not_do_is_refused_in_one_line(values, reason):
     with pytest.raises(InvalidConfig, match=reason):
         simulate(scenario(engine="simnet", **values))
+
+
+def charter_from(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["charter", "from", *arguments])
+    return int(ended.value.code or 0)
+
+
+def test_a_rehearsal_becomes_a_draft(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert charter_from("hospital-consortium", str(tmp_path), "--set", "averaging.group_size=5") == 0
+    said = capsys.readouterr().out
+    assert "left out: faults: not of a charter" in said
+    draft = load_charter(tmp_path / "charter.toml")
+    asked = load("hospital-consortium")
+    assert (draft.name, draft.task.source) == (asked.name, asked.data.task)
+    assert draft.training.rounds == asked.training.rounds
+    assert (draft.averaging.group_size, draft.averaging.masks) == (5, "on")
+    assert charter_from("hospital-consortium", str(tmp_path)) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert charter_from("topologies", str(tmp_path / "other"), "--set", "compression.name=sign") == 2
+    assert "real peers have none yet" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.slow

@@ -1,0 +1,94 @@
+"""What a scenario says of a federation, as a charter: for its peers in the simulated network, or as a draft."""
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from p2pfl.core.charter import AveragingTerms, Charter, Member, ModelTerms, SecurityTerms, TaskTerms, TrainingTerms
+from p2pfl.core.errors import InvalidConfig
+from p2pfl.simulation.scenario import Scenario
+
+MOST_PEERS = 256
+"""A round of gossip of so many on a ring takes a second; a guess of what anybody waits for."""
+ONLY_SIMULATED = ("attackers", "faults", "stopping", "participation")
+"""Tables and keys of what befalls a simulated run, of which no charter speaks."""
+
+
+def _verify_terms(scenario: Scenario) -> None:
+    for name in ("compression", "defence"):
+        if getattr(scenario, name) != getattr(Scenario(), name):
+            raise InvalidConfig(f'{name} is for the engine "dense", real peers have none yet; leave it out')
+    if scenario.training.algorithm not in ("d-psgd", "local-sgd") or scenario.training.options:
+        raise InvalidConfig(
+            f'real peers run d-psgd without options, not {scenario.training.algorithm}; take the engine "dense"'
+        )
+    if scenario.averaging.options:
+        raise InvalidConfig("averaging.options: a charter's topologies have none; leave them out")
+
+
+def verify_peers(scenario: Scenario) -> None:
+    """Check that real peers can do what a scenario asks.
+
+    Raises:
+        InvalidConfig: they cannot.
+    """
+    _verify_terms(scenario)
+    for name in ONLY_SIMULATED:
+        if getattr(scenario, name) != getattr(Scenario(), name):
+            raise InvalidConfig(f'{name} is for the engine "dense"; leave it out, or take that engine')
+    if scenario.peers > MOST_PEERS:
+        raise InvalidConfig(f'{scenario.peers} peers; the engine "simnet" takes {MOST_PEERS} at most')
+
+
+def charter_of(scenario: Scenario, parameters: int, seed: int) -> Charter:
+    """Return the charter under which peers of the simulated network run a scenario.
+
+    Args:
+        scenario: whose.
+        parameters: of the model.
+        seed: draws the groups, as the members' salts would.
+
+    Raises:
+        InvalidConfig: a charter has no such terms.
+    """
+    own = {
+        name: {key: getattr(getattr(scenario, name), key) for key in kind.model_fields}
+        for name, kind in (("training", TrainingTerms), ("averaging", AveragingTerms))
+    }
+    own["training"]["algorithm"] = "d-psgd"
+    names = [f"peer-{place}" for place in range(scenario.peers)]
+    try:
+        return Charter(
+            name=f"{scenario.name}-{seed}",
+            task=TaskTerms(source="digits", sha256="0" * 64),
+            model=ModelTerms(file="m.safetensors", sha256="0" * 64, parameters=parameters),
+            training=TrainingTerms(**own["training"]),
+            averaging=AveragingTerms(**own["averaging"]),
+            members=tuple(Member(name=name, peer_id=name, addresses=("/memory",)) for name in names),
+        )
+    except ValidationError as error:
+        raise InvalidConfig(f"a charter has no such terms: {error.errors()[0]['msg']}") from error
+
+
+def draft_terms(scenario: Scenario) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Return the tables of a charter's draft that a scenario gives, and what of it no charter says, in words.
+
+    Only what the scenario sets itself is in them; all else has the charter's defaults, such as masks, which are on.
+
+    Raises:
+        InvalidConfig: real peers cannot do what it asks.
+    """
+    _verify_terms(scenario)
+    given = scenario.model_dump(exclude_unset=True)
+    tables: dict[str, dict[str, Any]] = {}
+    for name, kind in (("training", TrainingTerms), ("averaging", AveragingTerms), ("security", SecurityTerms)):
+        tables[name] = {key: value for key, value in given.get(name, {}).items() if key in kind.model_fields}
+    tables["training"].pop("algorithm", None)
+    said = [f"{name}: not of a charter" for name in (*ONLY_SIMULATED, "engine", "cost") if name in given]
+    if scenario.training.epochs:
+        said.append("training.epochs: a charter counts local_steps; set them")
+    if scenario.training.learning_rate:
+        said.append("training.learning_rate: the task's optimiser has its own")
+    if "data" in given:
+        said.append("data: each member's own, in its peer.toml")
+    return tables, said
