@@ -15,6 +15,7 @@ alone.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import networkx as nx
 import numpy as np
@@ -80,7 +81,7 @@ from p2pfl.gossip.grouping import (
     star_colluders,
     stars,
 )
-from p2pfl.gossip.membership import NO_ROUND, Members, Standing
+from p2pfl.gossip.membership import NO_ROUND, Members
 from p2pfl.gossip.patience import Patience
 from p2pfl.gossip.release import Keyring, Released, Terms, verified_release
 from p2pfl.gossip.secure_sum import MaskTerms
@@ -181,7 +182,7 @@ class GroupPlan:
             least_weight=least_weight(averaging),
         )
 
-    @property
+    @cached_property
     def neighbors(self) -> tuple[int, ...]:
         """The members that this peer has links to: all others, or its neighbors in the overlay."""
         return self.neighbors_of(self.me)
@@ -232,6 +233,23 @@ class GroupPlan:
             centre=centre,
             least_weight=self.least_weight,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Sight:
+    """How the members of a session's group seem.
+
+    Attributes:
+        linked: who has a link to this peer, and this peer.
+        expected: whom the session waits for.
+        may_skip: whether enough others are in this round or beyond, so that it may be passed without a sum.
+        is_behind: whether so many are further on that this round is over for them.
+    """
+
+    linked: frozenset[int]
+    expected: frozenset[int]
+    may_skip: bool
+    is_behind: bool
 
 
 @dataclass
@@ -316,7 +334,8 @@ class GroupMachine:
         """Since when this round's star has been without its centre, or with too few leaves."""
         self._tries = 0
         self._agreed = False
-        self._standings: dict[int, Standing] = {}
+        self._sight: tuple[object, _Sight] | None = None
+        """Of which fingerprint, round and group, and how these members seem."""
         self._is_noted = False
         self._stop_asked = False
 
@@ -713,8 +732,8 @@ class GroupMachine:
             return effects + self._advance(now)
         if session is None or self._closing is not None:
             return []
-        session.may_skip = self._are_enough_here()
-        session.linked = self._members.linked_in(session.terms.group, self._plan.me)
+        sight, is_new = self._look(session)
+        session.may_skip, session.linked = sight.may_skip, sight.linked
         effects = []
         if self._sits_out(session, now) and session.is_trained:
             session.give_up()
@@ -723,17 +742,35 @@ class GroupMachine:
         if self._advert_at is not None and now >= self._advert_at and session.training_ends is None:
             # A round's steps take now longer, now shorter: whoever waits for them gets a bound, not the mean.
             session.training_ends = self._round_began + min(self._plan.window, SLACK * self._training.usual)
-        if self._round < self._plan.rounds:
-            expected = self._members.expected(session.terms.group, self._round)
-        else:  # the last average is everybody's: also whoever lags is waited for, as long as it is here
-            expected = self._members.present(session.terms.group)
         if len(session.terms.group) > 1 or self._plan.graph is None:
-            effects += self._of_session(session.advance(now, expected))
-        effects += [*self._note_waiting(session), *self._note_standings()]
-        self._give_up_if_behind(session, now)
+            effects += self._of_session(session.advance(now, sight.expected))
+        effects += self._note_waiting(session)
+        if is_new:
+            effects += self._note_standings()
+        self._give_up_if_behind(session, sight, now)
         if session.outcome is not None:
             effects += self._close(session, now)
         return effects
+
+    def _look(self, session: Session) -> tuple[_Sight, bool]:
+        """Return how the members seem just now, and whether that is news: most of what comes in changes none of it."""
+        of = (self._members.fingerprint(), self._round, session.terms.group)
+        if self._sight is not None and self._sight[0] == of:
+            return self._sight[1], False
+        terms, members, further = session.terms, self._members, Round(self._round + 1)
+        if self._round < self._plan.rounds:
+            expected = members.expected(terms.group, self._round)
+        else:  # the last average is everybody's: also whoever lags is waited for, as long as it is here
+            expected = members.present(terms.group)
+        if terms.centre in (None, terms.me):
+            is_behind = members.claiming(terms.group, further) > self._plan.colluders
+        else:  # without the centre nothing more will happen
+            is_behind = members.claiming((terms.centre,), further) > 0
+        is_behind = is_behind or members.front(self._plan.colluders) >= self._round + 2
+        linked = members.linked_in(terms.group, self._plan.me)
+        sight = _Sight(linked, expected, self._are_enough_here(), is_behind)
+        self._sight = of, sight
+        return sight, True
 
     def _are_enough_here(self) -> bool:
         """Return whether so many others are in this round or beyond that this peer may pass it without a sum.
@@ -796,21 +833,14 @@ class GroupMachine:
 
     def _note_standings(self) -> list[Effect]:
         """Tell which members seem otherwise than before."""
-        standings = self._members.standing(self._round)
-        changed = [who for who, standing in standings.items() if standing is not self._standings.get(who)]
-        self._standings = standings
-        return [Emit(MemberChanged(self._plan.names[who], standings[who])) for who in changed]
+        changed = self._members.changed(self._round)
+        return [Emit(MemberChanged(self._plan.names[who], standing)) for who, standing in changed.items()]
 
-    def _give_up_if_behind(self, session: Session, now: Seconds) -> None:
+    def _give_up_if_behind(self, session: Session, sight: _Sight, now: Seconds) -> None:
         """Leave a round that the others are through with; first give them time to tell how it ended."""
         if session.outcome is not None or (session.survivors is not None and session.is_member):
             return
-        centre, further = session.terms.centre, Round(self._round + 1)
-        if centre in (None, session.terms.me):
-            group = self._members.claiming(session.terms.group, further) > self._plan.colluders
-        else:  # without the centre nothing more will happen
-            group = self._members.claiming((centre,), further) > 0
-        if not group and self._members.front(self._plan.colluders) < self._round + 2:
+        if not sight.is_behind:
             self._behind_at = None
             return
         if self._behind_at is None:

@@ -76,6 +76,7 @@ class Members:
 
     def __init__(self, places: Iterable[int]) -> None:
         self._known = {place: Known() for place in places}
+        self._told: dict[int, Standing] = {}
 
     def __getitem__(self, place: int) -> Known:
         return self._known[place]
@@ -83,6 +84,13 @@ class Members:
     def items(self) -> Iterable[tuple[int, Known]]:
         """Return all places with what is known."""
         return self._known.items()
+
+    def fingerprint(self) -> tuple[object, ...]:
+        """Return a value that is another one once any member seems otherwise than before."""
+        return tuple(
+            (known.linked, known.claim, known.left_after, known.in_step, known.again_at)
+            for known in self._known.values()
+        )
 
     def linked(self) -> list[int]:
         """Return the members with a link."""
@@ -95,6 +103,16 @@ class Members:
     def standing(self, round: Round) -> dict[int, Standing]:
         """Return how each member seems in `round`."""
         return {place: known.standing(round) for place, known in self._known.items()}
+
+    def changed(self, round: Round) -> dict[int, Standing]:
+        """Return how those members seem in `round` that seemed otherwise when this was last asked."""
+        changed = {
+            place: standing
+            for place, known in self._known.items()
+            if (standing := known.standing(round)) is not self._told.get(place)
+        }
+        self._told.update(changed)
+        return changed
 
     def expected(self, group: Sequence[int], round: Round) -> frozenset[int]:
         """Return whom of a group a round waits for: those that are linked and keep step."""

@@ -132,10 +132,14 @@ class _Work:
 
 @dataclass
 class _Known:
-    """What was hashed before: places in the order of leaders, and sessions' ids."""
+    """What was computed before: places in the order of leaders, sessions' ids, and what follows from the members."""
 
     orders: dict[tuple[bytes | int, int], bytes] = field(default_factory=dict)
     ids: dict[Enrolment, bytes] = field(default_factory=dict)
+    format: tuple[tuple[tuple[int, ...], bytes], Format] | None = None
+    """Of which members and base, and how their chunks are written."""
+    mine: tuple[tuple[tuple[int, ...], bool], list[tuple[int, int]]] | None = None
+    """Of which members, and whether as a deputy, the uploads that this peer is to hold."""
 
 
 class Session:
@@ -518,7 +522,10 @@ class Session:
 
     @property
     def _format(self) -> Format:
-        return self.terms.format(self._work.members, self._masks, self._work.base)
+        of, known = (self._work.members, self._work.base), self._known
+        if known.format is None or known.format[0] != of:
+            known.format = of, self.terms.format(self._work.members, self._masks, self._work.base)
+        return known.format[1]
 
     @property
     def _lacks_base(self) -> bool:
@@ -967,8 +974,12 @@ class Session:
 
     def _mine(self) -> list[tuple[int, int]]:
         """Return every (chunk, uploader) this peer is to hold."""
-        members = self._work.members
-        return [(chunk, who) for chunk in self._own_chunks() for who in members if self._is_mine(chunk, who)]
+        work, known = self._work, self._known
+        of = (work.members, work.deputizes)
+        if known.mine is None or known.mine[0] != of:
+            mine = [(chunk, who) for chunk in self._own_chunks() for who in work.members if self._is_mine(chunk, who)]
+            known.mine = of, mine
+        return known.mine[1]
 
     def _own_chunks(self) -> tuple[int, ...]:
         """Return the chunk that this peer averages and the one it is deputy for, if others may have to be averaged."""
@@ -1010,9 +1021,12 @@ class Session:
         work = self._work
         if not work.began or work.acknowledged:
             return []
-        missing = {who for chunk, who in self._mine() if not self._is_whole(chunk, who)}
-        if missing and not self._is_over("collect"):
-            return []
+        missing, is_over = set[int](), self._is_over("collect")
+        for chunk, who in self._mine():
+            if not self._is_whole(chunk, who):
+                if not is_over:
+                    return []
+                missing.add(who)
         work.acknowledged = True
         # Not before all others can have acknowledged, whatever they measured: who gives up early is a vote less.
         others = max(0.0, self._at["collect at most"] - self._now)
@@ -1584,6 +1598,8 @@ class Session:
 
     def _is_hopeless(self) -> bool:
         """Return whether nobody is left who could make the results that lack, and nobody has been for long."""
+        if self._now < self._traffic.quiet_at + self._stage:
+            return self._lasts("hopeless", False, 0.0)
         members, survivors = self._work.members, self.survivors or ()
         lists = {who: set(each.uploaders) for who, each in self._acknowledgements.items()}
         results = self._statements.signed(Result, self._work.session)
@@ -1598,8 +1614,7 @@ class Session:
             reveals = self._statements.signed(Reveal, self._work.session)
             givers = able.union(self._statements.signed(Returned, self._work.session)).intersection(members)
             lost = lost or (not reveals.keys() >= set(survivors) and len(givers) < threshold(len(members)))
-        is_quiet = self._now >= self._traffic.quiet_at + self._stage
-        return self._lasts("hopeless", lost and is_quiet, (2 + 8) * self._stage)
+        return self._lasts("hopeless", lost, (2 + 8) * self._stage)
 
     def holds(self, statement: Statement) -> bool:
         """Return whether this very statement is here, or was before it was refuted."""
