@@ -6,8 +6,9 @@ The rows are whole peers (`measured_peers.py`): processes that meet over libp2p 
 keep checkpoints; only the training is replaced by a ready vector. All of them share two cores. The first round is not
 counted. A round's seconds go from when the last peer has its vector until the last has the average; the checkpoint
 that follows is not in them. CPU is a peer's mean in the best round: interference only ever adds. `secure` is the part
-of it that is masking, unmasking and commitments, each timed by its thread's own clock where it happens, and the
-protocol's machine around them. Bytes are those written to sockets.
+of it that is masking, unmasking and commitments, `check` the check of the sums, each timed by its thread's own clock
+where it happens; what the line of JSON has of each further part adds decoding, and the protocol's machine. Bytes are
+those written to sockets.
 
 With dropouts, two of eight peers are killed in the second round, after they uploaded and before they acknowledged.
 On shaped links each peer has a network namespace, joined by `veth` to a bridge, with `tc tbf` at both ends.
@@ -45,7 +46,7 @@ HIVEMIND_PYTHON = os.environ.get("P2PFL_HIVEMIND_PYTHON", sys.executable)
 HIVEMIND_BYTES, HIVEMIND_SECONDS = 100_000_000, 150.0
 MEMORY_EXTRA = 64 << 20
 HEAD = """
-    M peers             bits drops  links       best s  median   CPU s  secure   round  sent/x chunk/x  mem/x   rss/x"""
+    M peers             bits drops  links      best s median  CPU s secure  check  round sent/x chunk/x mem/x  rss/x"""
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Row:
         cpu: CPU seconds of a peer in the best round: of averaging.
         round_cpu: the same of the whole round, the checkpoint and what others still ask for included.
         secure: the part of it that is masking, unmasking and commitments.
+        check: the part of it that is the check of sums.
         sent: bytes a peer writes to sockets in a round, the mean.
         chunks: bytes of chunks among them.
         anonymous: the most anonymous memory of a peer while averaging, beyond the process without vectors.
@@ -69,6 +71,7 @@ class Row:
     cpu: float
     round_cpu: float
     secure: float
+    check: float
     sent: float
     chunks: float
     anonymous: int
@@ -114,6 +117,7 @@ def summed(case: Case, peers: list[list[RoundCost]]) -> Row:
         best(lambda cost: cost.cpu),
         best(lambda cost: cost.round_cpu),
         best(lambda cost: cost.secure_cpu),
+        best(lambda cost: cost.check_cpu),
         mean(lambda cost: cost.sent),
         mean(lambda cost: sum(cost.payload.values())),
         max(cost.anonymous for costs in counted for cost in costs),
@@ -139,8 +143,8 @@ def show(row: Row) -> None:
     links = "1 Gbit/s" if case.shaped else "loopback"
     print(
         f"{case.parameters / MILLION:>5g} {case.members:>5} {what:<11} {bits:>4} {case.dropouts:>5}  {links:<9}"
-        f"{row.best:>8.3f} {row.median:>8.3f} {row.cpu:>7.3f} {row.secure:>7.3f} {row.round_cpu:>7.3f}"
-        f"{row.sent / size:>8.3f} {row.chunks / size:>7.3f} {row.anonymous / size:>7.2f} {row.resident / size:>7.2f}",
+        f"{row.best:>8.3f}{row.median:>7.3f}{row.cpu:>7.3f}{row.secure:>7.3f}{row.check:>7.3f}{row.round_cpu:>7.3f}"
+        f"{row.sent / size:>7.3f}{row.chunks / size:>8.3f}{row.anonymous / size:>6.2f}{row.resident / size:>7.2f}",
         flush=True,
     )
 

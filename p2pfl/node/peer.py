@@ -36,6 +36,7 @@ from p2pfl.node.driver import Driver, Hooks
 from p2pfl.node.federation import HISTORY_FILE, MODEL_FILE, Federation, Home, open_federation, own_membership
 from p2pfl.node.lan import meet_on_lan
 from p2pfl.node.libp2p.host import ChannelTerms, Libp2pTransport
+from p2pfl.node.memory import return_large_blocks
 from p2pfl.node.store import exclusive, read_text, write_atomic
 from p2pfl.node.tracefile import TRACE_FILE, TraceWriter
 
@@ -188,6 +189,7 @@ class Peer:
             P2pflError: the run failed.
         """
         torch.set_num_threads(1)
+        return_large_blocks()
         run_path = self.home.run_path
         with exclusive(run_path, "a peer runs in this folder already; stop it first"):
             self._verify_unfinished(run_path / FINISHED_FILE)
