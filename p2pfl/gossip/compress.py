@@ -456,27 +456,6 @@ def compressor(name: str, shapes: Sequence[tuple[int, ...]], **options: object) 
     )
 
 
-def feed_back(
-    compress: Compressor, rows: NDArray[Any], residual: NDArray[Any], random: np.random.Generator
-) -> tuple[Floats, Floats, NDArray[np.int64]]:
-    """Compress rows and what earlier ones left out: error feedback, by which nothing is lost for good.
-
-    Seide et al. 2014 ("1-bit stochastic gradient descent"); Karimireddy et al. 2019, arXiv 1901.09847.
-
-    Args:
-        compress: any compressor that keeps a share of the norm.
-        rows: changes, [n, P].
-        residual: what was left out before, [n, P]; zeros at first.
-        random: as the compressor takes it.
-
-    Returns:
-        What receivers make of it, [n, P]; what is left out now, [n, P]; bytes, int64 [n].
-    """
-    wanted = rows + residual
-    sent, sizes = compress(wanted, random)
-    return sent, wanted - sent, sizes
-
-
 def _placed(kept: NDArray[Any], places: NDArray[Any], values: int) -> Floats:
     made = np.zeros((len(kept), values), np.float32)
     np.put_along_axis(made, places, kept, axis=1)

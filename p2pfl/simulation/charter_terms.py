@@ -9,7 +9,7 @@ from p2pfl.core.errors import InvalidConfig
 from p2pfl.simulation.scenario import Scenario
 
 MOST_PEERS = 256
-"""A round of gossip of so many on a ring takes a second; a guess of what anybody waits for."""
+"""A guess of what anybody waits for."""
 ONLY_SIMULATED = ("attackers", "faults", "stopping", "participation")
 """Tables and keys of what befalls a simulated run, of which no charter speaks."""
 
@@ -17,10 +17,11 @@ ONLY_SIMULATED = ("attackers", "faults", "stopping", "participation")
 def _verify_terms(scenario: Scenario) -> None:
     for name in ("compression", "defence"):
         if getattr(scenario, name) != getattr(Scenario(), name):
-            raise InvalidConfig(f'{name} is for the engine "dense", real peers have none yet; leave it out')
+            raise InvalidConfig(f'real peers have no {name} yet: it is for the engine "dense"; leave it out')
     if scenario.training.algorithm not in ("d-psgd", "local-sgd") or scenario.training.options:
         raise InvalidConfig(
-            f'real peers run d-psgd without options, not {scenario.training.algorithm}; take the engine "dense"'
+            f"real peers run d-psgd without options, not {scenario.training.algorithm}: set training.algorithm, or "
+            'simulate it with the engine "dense"'
         )
     if scenario.averaging.options:
         raise InvalidConfig("averaging.options: a charter's topologies have none; leave them out")
@@ -60,7 +61,7 @@ def charter_of(scenario: Scenario, parameters: int, seed: int) -> Charter:
     try:
         return Charter(
             name=f"{scenario.name}-{seed}",
-            task=TaskTerms(source="digits", sha256="0" * 64),
+            task=TaskTerms(source=scenario.data.task, sha256="0" * 64),
             model=ModelTerms(file="m.safetensors", sha256="0" * 64, parameters=parameters),
             training=TrainingTerms(**own["training"]),
             averaging=AveragingTerms(**own["averaging"]),

@@ -70,7 +70,7 @@ def test_one_group_of_all_averages_as_the_complete_graph_does_masked_or_not():
         ({"training": {"algorithm": "gradient-tracking"}}, "real peers run d-psgd"),
         ({"averaging": {"topology": "base-graph"}}, "a charter has no such terms"),
         ({"faults": {"missed": 0.1}}, 'faults is for the engine "dense"'),
-        ({"defence": {"rule": "median"}}, 'defence is for the engine "dense"'),
+        ({"defence": {"rule": "median"}}, "real peers have no defence yet"),
         ({"peers": 1000}, "takes 256 at most"),
     ],
 )
@@ -97,7 +97,7 @@ def test_a_rehearsal_becomes_a_draft(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert charter_from("hospital-consortium", str(tmp_path)) == 2
     assert "exists already" in capsys.readouterr().err
     assert charter_from("topologies", str(tmp_path / "other"), "--set", "compression.name=sign") == 2
-    assert "real peers have none yet" in capsys.readouterr().err
+    assert "real peers have no compression yet" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
 
 
