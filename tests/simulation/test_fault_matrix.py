@@ -34,8 +34,8 @@ from p2pfl.simulation.matrix import (
 )
 from p2pfl.simulation.soak import PATIENCE
 
-MOST_EXCUSED = 0.05
-"""The share of rounds that may end by a weakness of today's protocol; see `Judge.weak`. To be 0."""
+MOST_EXCUSED = 0.0
+"""The share of rounds that may end by a weakness of today's protocol; see `Judge.weak`."""
 
 
 def failures(verdicts: list[Verdict]) -> str:
