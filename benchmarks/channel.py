@@ -175,7 +175,7 @@ async def our_receive(job: Job, ready: Callable[[], None], report: Report, *, su
 
 
 async def our_send(job: Job, *, suite: str) -> Took:
-    """Write one lane in pieces."""
+    """Write one lane, as the payload of a message is written."""
     transport = our_transport(SENDER, suite)
     data = memoryview(bytearray(job.size))
 
@@ -188,8 +188,7 @@ async def our_send(job: Job, *, suite: str) -> Took:
         await transport.connect(peer, [f"/ip4/{HOST}/tcp/{job.connect}"], Seconds(20.0))
         lane = await transport.open(peer, LaneKind.BULK)
         watch = Stopwatch()
-        for place in range(0, job.size, PIECE):
-            await lane.write(data[place : place + PIECE])
+        await lane.write(data)
         took = watch.read()
         await lane.close()
     return took

@@ -206,7 +206,7 @@ class Handshake:
 
 def _nonce(number: int) -> bytes:
     """Return the 96-bit nonce of AES-GCM in Noise (section 12.4), which the other ciphers of ours share."""
-    return b"\0\0\0\0" + number.to_bytes(8, "big")
+    return number.to_bytes(12, "big")
 
 
 def _key_pair(suite: Suite, private: bytes) -> Any:

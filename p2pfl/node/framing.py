@@ -18,7 +18,8 @@ from p2pfl.node.budget import HEADER_BYTES, SKIPPED_BYTES, Allowance
 from p2pfl.node.transport import IncomingLane, OutgoingLane
 
 WRITE_BYTES = 256 * 1024
-"""Payloads leave in pieces of this size (measured best; see docs/networking.md)."""
+"""Up to here a payload leaves in one write with what surrounds it, beyond it is written where it lies: a frame of the
+muxer."""
 
 
 async def write_message(lane: OutgoingLane, message: Message) -> None:
@@ -43,8 +44,7 @@ async def write_bulk(lane: OutgoingLane, message: Message, payload: memoryview, 
         await lane.write(b"".join((header, payload, trailer)))
         return
     await lane.write(header)
-    for start in range(0, len(payload), WRITE_BYTES):
-        await lane.write(payload[start : start + WRITE_BYTES])
+    await lane.write(payload)
     await lane.write(trailer)
 
 

@@ -125,6 +125,25 @@ class SocketConnection(ReadWriteCloser):
         self._transport.count.received += size
         return size
 
+    def receive_now(self, view: memoryview) -> int:
+        """Put what has come into `view`, without waiting and without letting other tasks run; 0 where nothing came.
+
+        Nothing came, too, at the end of the connection: `receive_into` tells.
+
+        Raises:
+            ConnectionClosedError: the connection broke or was closed here.
+        """
+        if self._leftover:
+            return 0
+        try:
+            size = os.readv(self._stream.socket.fileno(), (view,))
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise ConnectionClosedError("the TCP connection is gone", transport="tcp") from error
+        self._transport.count.received += size
+        return size
+
     def send_now(self, data: memoryview) -> int:
         """Send what the kernel takes of `data` at once, and return how much that was. Not while `write` runs.
 

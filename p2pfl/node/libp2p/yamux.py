@@ -202,6 +202,7 @@ class YamuxConnection(IMuxedConn):
             if self._records is not None:
                 await self._feed(memoryview(self._records.leftover()))
             while True:
+                self._placed = False
                 piece = await self._receive()
                 self._pulse.hear(trio.current_time())
                 if self._placed:
@@ -219,10 +220,10 @@ class YamuxConnection(IMuxedConn):
             logger.debug("the connection of %s broke: %r", self.peer_id, error)
             self._fail(f"the connection broke: {error}")
 
-    async def _receive(self) -> bytes | memoryview:
-        self._placed = False
-        if self._records is not None:
-            return await self._records.read_record(self._place)
+    def _receive(self) -> Coroutine[Any, Any, bytes | memoryview]:
+        return self._read_any() if self._records is None else self._records.read_record(self._place)
+
+    async def _read_any(self) -> bytes:
         piece: bytes = await self.secured_conn.read()
         if not piece:
             raise ConnectionClosedError("the peer closed the connection", transport="tcp")

@@ -37,6 +37,7 @@ from p2pfl.node.libp2p.records import (
     MAX_PLAINTEXT,
     REKEY,
     SEND_DEADLINE,
+    UNYIELDED,
     Channel,
     Inbox,
     RekeyPolicy,
@@ -771,6 +772,52 @@ async def test_a_full_socket_is_waited_for() -> None:
         assert sent.sent == received.received == 8 * (len(data) + 2 * (4 + TAG_BYTES))
 
 
+class Tireless:
+    """A socket that never makes anyone wait: it takes all that is written, and plays it to whoever reads."""
+
+    def __init__(self) -> None:
+        self.held = bytearray()
+
+    def send_now(self, data: memoryview) -> int:
+        self.held += data
+        return len(data)
+
+    def receive_now(self, view: memoryview) -> int:
+        size = min(len(view), len(self.held))
+        view[:size] = self.held[:size]
+        del self.held[:size]
+        return size
+
+    async def receive_into(self, view: memoryview) -> int:
+        await trio.lowlevel.checkpoint()
+        return self.receive_now(view)
+
+
+@trio_test
+async def test_others_run_while_a_socket_makes_nobody_wait() -> None:
+    socket, turns = Tireless(), 0
+    writer, reader = channel(Tape(), is_initiator=True), channel(Tape(), is_initiator=False)
+    writer._socket = reader._inbox._socket = socket  # type: ignore[assignment]
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    records, size = 32, 256 * 1024
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(take_turns)
+        for _ in range(records):
+            await writer.write_vec((bytes(size),))
+        written = turns
+        for _ in range(records):
+            assert len(await reader.read_record()) == size
+        nursery.cancel_scope.cancel()
+    assert written >= records * size // (2 * UNYIELDED)
+    assert turns - written >= records * size // (2 * UNYIELDED)
+
+
 @trio_test
 async def test_what_libp2p_left_unread_on_the_socket_comes_first() -> None:
     async with socket_pair() as (dialling, listening, _, received):
@@ -778,13 +825,23 @@ async def test_what_libp2p_left_unread_on_the_socket_comes_first() -> None:
         assert await listening.read(4) == b"nego"
         await dialling.write(b"more")
         view = memoryview(bytearray(100))
+        assert listening.stream.receive_now(view) == 0, "what is left over comes first"
         assert [await listening.stream.receive_into(view[:2]) for _ in range(3)] == [2, 2, 2]
         assert await listening.stream.receive_into(view) == 4
         assert bytes(view[:4]) == b"more"
         assert received.received == 14
+        assert listening.stream.receive_now(view) == 0, "nothing has come"
+        await dialling.write(b"now")
+        assert listening.stream.receive_now(view) == 3
+        assert received.received == 17
         dialling.stream.abort()
+        assert listening.stream.receive_now(view) == 0, "and nothing will"
         assert await listening.stream.receive_into(view) == 0
-        for use in (lambda: dialling.stream.receive_into(view), lambda: _async(dialling.stream.send_now(view))):
+        for use in (
+            lambda: dialling.stream.receive_into(view),
+            lambda: _async(dialling.stream.send_now(view)),
+            lambda: _async(dialling.stream.receive_now(view)),
+        ):
             with pytest.raises(ConnectionClosedError):
                 await use()
 
