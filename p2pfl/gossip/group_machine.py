@@ -537,7 +537,7 @@ class GroupMachine:
     def _on_want(self, place: int, want: Want, now: Seconds) -> list[Effect]:
         if want.part is not Part.AVERAGE:
             session = self._session_of(want.round)
-            return [] if session is None else session.answer_want(place, want, now)
+            return [] if session is None else self._of_session(session.answer_want(place, want, now))
         peer, charter = self._plan.roster[place], self._plan.charter
         if want.session == NO_SESSION:
             newest = max((round for round, past in self._past.items() if past.is_released), default=Round(-1))

@@ -128,6 +128,8 @@ class _Work:
     acknowledged: bool = False
     """Whether this peer has said whose chunks it holds; a leaf of a star, which holds none, once it has uploaded."""
     reducing: set[int] = field(default_factory=set)
+    again: dict[int, set[int]] = field(default_factory=dict)
+    """The own chunks that are being masked once more, and who wants each; nobody where only this peer does."""
 
 
 @dataclass
@@ -189,7 +191,8 @@ class Session:
         self._vector: Vector | None = None
         self._metrics = Metrics()
         self._chunks: dict[int, Payload] = {}
-        """The own ones as they were sent, until their results are here; and those that a deputy sums again."""
+        """The own ones as they were sent, until their results are here; those that can be masked again only where this
+        peer is to sum them."""
         self._uploads: dict[tuple[int, int], tuple[Any, bytes]] = {}
         """By chunk and uploader: uint8 under masks, else float32; and the digest."""
         self._results: dict[int, Payload] = {}
@@ -412,7 +415,7 @@ class Session:
         if what == "multiply" and isinstance(result, tuple):
             self._multiplied(int(numbers[0]), int(numbers[1]), result)
         if what == "again" and isinstance(result, tuple):
-            self._keep_again(int(numbers[0]), *result)
+            return self._masked_again(int(numbers[0]), *result)
         if what == "decode":
             self._decoded_result(int(numbers[0]), result)
         return []
@@ -581,15 +584,19 @@ class Session:
         work, chunk = self._work, want.chunk
         if want.session != work.session or chunk >= len(self._aggregators) or sender not in self.terms.group:
             return []
+        payload: Payload | None
         if want.part is Part.RESULT and self._has_result(chunk):
             payload = self._results[chunk] if chunk in self._results else self._check.results[chunk]
-        elif want.part is Part.UPLOAD and chunk in self._chunks and sender in self._holders(chunk):
-            payload = self._chunks[chunk]
+        elif want.part is Part.UPLOAD and chunk in work.roots and sender in self._holders(chunk):
+            if chunk not in self._chunks and not self._can_mask_again(chunk):
+                return []
+            payload = self._chunks.get(chunk)
         else:
             return []
-        pause = self.patience.least / 2 + usual_seconds(payload.nbytes)
-        request = (sender, want.part, chunk)
-        return self._bulk(sender, want.part, chunk, payload) if self._may_answer(request, now, pause) else []
+        pause = self.patience.least / 2 + usual_seconds(self._format.size(chunk))
+        if not self._may_answer((sender, want.part, chunk), now, pause):
+            return []
+        return self._mask_again(chunk, sender) if payload is None else self._bulk(sender, want.part, chunk, payload)
 
     def _may_answer(self, request: tuple[object, ...], now: float, pause: float = ANSWER_PAUSE) -> bool:
         if now < self._traffic.answered.get(request, -1.0) + pause:
@@ -947,7 +954,9 @@ class Session:
     def _send_chunk(self, chunk: int, payload: Payload, root: bytes) -> list[Effect]:
         """Send a chunk that was cut, and cut the next; sign what all of them are once the last is cut."""
         work = self._work
-        work.roots[chunk], self._chunks[chunk] = root, payload
+        work.roots[chunk] = root
+        if not self._is_audited or work.hidden is None:
+            self._chunks[chunk] = payload
         aggregator, deputy = self._holders(chunk)
         if aggregator == self.terms.me:
             self._uploads[chunk, aggregator] = (payload, root)
@@ -1127,8 +1136,11 @@ class Session:
         if orphaned and not work.deputizes:
             work.deputizes = True
             self._at["repeat"] = self._now
-        if work.deputizes and before in self._chunks and not self._is_summed(before):
-            self._uploads.setdefault((before, self.terms.me), (self._chunks[before], work.roots[before]))
+        if work.deputizes and (before, self.terms.me) not in self._uploads and not self._is_summed(before):
+            if before in self._chunks:
+                self._uploads[before, self.terms.me] = self._chunks[before], work.roots[before]
+            else:
+                effects += self._mask_again(before)
         return effects + (self._sum(before) if work.deputizes else [])
 
     def _await_results(self) -> None:
@@ -1499,20 +1511,36 @@ class Session:
         for name in ("reduce", "reduce at most", "hopeless"):
             self._at.pop(name, None)
         self._await_results()
-        hidden = work.hidden
-        if hidden is None or chunk in self._chunks or not self._vouches:
-            return []
+        return []
 
-        def cut_again() -> tuple[Payload, bytes]:
+    def _can_mask_again(self, chunk: int) -> bool:
+        """Return whether the own vector is as it was when this chunk of it was sent."""
+        work = self._work
+        settled = self._has_result(chunk) or chunk in self._decoding or chunk in self._check.verdicts
+        return self._is_audited and work.hidden is not None and chunk in work.roots and not settled
+
+    def _mask_again(self, chunk: int, wanted_by: int | None = None) -> list[Effect]:
+        """Mask an own chunk as before, for whoever wants it, or for this peer to sum."""
+        work, hidden = self._work, self._work.hidden
+        if hidden is None or not self._can_mask_again(chunk):
+            return []
+        is_begun = chunk in work.again
+        work.again.setdefault(chunk, set()).update(() if wanted_by is None else (wanted_by,))
+
+        def mask() -> tuple[Payload, bytes]:
             part = masked_chunk(hidden, chunk)
             return part, digest(part)
 
-        return [Compute(f"again/{chunk}", cut_again, self._format.size(chunk))]
+        return [] if is_begun else [Compute(f"again/{chunk}", mask, self._format.size(chunk))]
 
-    def _keep_again(self, chunk: int, part: Payload, found: bytes) -> None:
-        """Keep an own chunk that the deputy needs, if it is what was sent before: nothing else goes under its masks."""
-        if found == self._work.roots.get(chunk) and chunk in self._check.refuted and not self._has_result(chunk):
+    def _masked_again(self, chunk: int, part: Payload, found: bytes) -> list[Effect]:
+        """Send or keep an own chunk, if it is what was sent before: nothing else goes under its masks."""
+        wanted_by = self._work.again.pop(chunk, None)
+        if wanted_by is None or found != self._work.roots.get(chunk) or self._has_result(chunk):
+            return []
+        if chunk in self._own_chunks():
             self._chunks[chunk] = part
+        return [effect for who in sorted(wanted_by) for effect in self._bulk(who, Part.UPLOAD, chunk, part)]
 
     # What got lost
 
