@@ -19,17 +19,19 @@ if TYPE_CHECKING:
     from p2pfl.learning.task import Data as Data
     from p2pfl.learning.task import Examples as Examples
     from p2pfl.learning.task import Task as Task
+    from p2pfl.learning.tasks.images import ImageFolder as ImageFolder
     from p2pfl.simulation.runs import Run as Run
     from p2pfl.simulation.scenario import Scenario as Scenario
     from p2pfl.simulation.simulate import simulate as simulate
 
 __version__ = version("p2pfl-mesh")
-__all__ = ["Data", "Examples", "Run", "Scenario", "Task", "__version__", "simulate"]
+__all__ = ["Data", "Examples", "ImageFolder", "Run", "Scenario", "Task", "__version__", "simulate"]
 
 _HOMES = {
     "Data": "p2pfl.learning.task",
     "Examples": "p2pfl.learning.task",
     "Task": "p2pfl.learning.task",
+    "ImageFolder": "p2pfl.learning.tasks.images",
     "Run": "p2pfl.simulation.runs",
     "Scenario": "p2pfl.simulation.scenario",
     "simulate": "p2pfl.simulation.simulate",

@@ -25,6 +25,7 @@ from p2pfl.core.errors import InvalidConfig, RoundFailed
 from p2pfl.core.trace import Entry
 from p2pfl.gossip.grouping import LEAST_MASKED, averaging_faults
 from p2pfl.gossip.topology import overlay
+from p2pfl.learning.credit import TABLE
 from p2pfl.node.federation import CHARTER_FILE, load_charter
 from p2pfl.node.launcher import (
     PEERS_FOLDER,
@@ -37,7 +38,7 @@ from p2pfl.node.launcher import (
 )
 from p2pfl.node.store import write_atomic
 from p2pfl.simulation.chaos import Chaos, LocalHands, draw_faults, gated_addresses, gates_of, most_at_once, verify_chaos
-from p2pfl.simulation.credit import TABLE, write_credits
+from p2pfl.simulation.credit import write_credits
 
 DATA_FOLDER = "data"
 """In the run's folder: the tables of the task `tabular`, made up."""

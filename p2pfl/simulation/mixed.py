@@ -87,6 +87,10 @@ class Mixed:
         ((_, weights),) = diagonal(schedule.schedule.at(0), self._scenario.peers)
         if chosen.name != GROUP_MEDIAN:
             chosen.verify(int((weights != 0).sum(1).min()))
+        elif self._scenario.faults.parts > 1:
+            raise InvalidConfig(
+                f"{GROUP_MEDIAN} announces averages to all, and a split network has no all; take another"
+            )
         elif not self._grouped:
             raise InvalidConfig(f"{GROUP_MEDIAN} is of groups' averages; take {', '.join(sorted(GROUPED))}")
         elif (count := len(np.unique(groups_of(weights)))) < LEAST_GROUPS:

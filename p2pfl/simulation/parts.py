@@ -16,6 +16,7 @@ from p2pfl.gossip.graphs import parse
 from p2pfl.gossip.schedule import Schedule
 from p2pfl.gossip.schedule import schedule as make_schedule
 from p2pfl.learning.algorithms import ALGORITHMS, Algorithm, ChocoSgd, PartialSharing
+from p2pfl.learning.evaluation import forward
 from p2pfl.learning.partition import by_classes, by_quantity, dirichlet, iid
 from p2pfl.learning.task import Data, Examples, Task, blame, load_task, make_model, read_data
 from p2pfl.learning.vector import layout
@@ -216,4 +217,4 @@ def _steps(scenario: Scenario, examples: int) -> int:
 def _measured(task: Task, test: Examples) -> list[str]:
     """Return what a task measures, by name."""
     with blame(task, "metrics"), torch.no_grad():
-        return list(task.metrics(make_model(task).eval()(test.inputs), test.targets))
+        return list(task.metrics(forward(make_model(task), test.inputs), test.targets))

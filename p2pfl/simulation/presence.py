@@ -1,4 +1,4 @@
-"""Who is there in a round of a simulated run, and what a mixing matrix becomes without those who are not.
+"""Who is there in a round of a simulated run, and for whom, and what a mixing matrix becomes without those who are not.
 
 Everything is a pure function of the seed and the round.
 """
@@ -21,14 +21,17 @@ class Presence:
 
     Peers leave and come back as a Markov chain with two states; all are there before round 0. Of those who are there,
     `participation` times all peers take part, drawn anew each round; and of those each misses the exchange with a
-    probability of its own.
+    probability of its own. After `split` rounds the network falls into `parts`, whose sizes differ by one at most, and
+    after `heal` rounds it is whole again.
     """
 
     def __init__(
         self, peers: int, seed: int, *, participation: float = 1.0, missed: float = 0.0, leave: float = 0.0,
-        rejoin: float = 1.0,
+        rejoin: float = 1.0, parts: int = 1, split: int = 0, heal: int = 0,
     ) -> None:  # fmt: skip
         self._peers, self._seed = peers, seed
+        self._split = range(split, heal) if parts > 1 else range(0)
+        self._sides = np.argsort(self._draw("parts", 0), kind="stable") % parts
         self._participation, self._missed, self._leave, self._rejoin = participation, missed, leave, rejoin
         self._round, self._here = -1, np.ones(peers, bool)
 
@@ -36,6 +39,15 @@ class Presence:
     def complete(self) -> bool:
         """Whether everybody is always there."""
         return self._participation == 1 and not self._missed and not self._leave
+
+    @property
+    def whole(self) -> bool:
+        """Whether everybody is always there for everybody."""
+        return self.complete and not self._split
+
+    def sides(self, round: int) -> NDArray[np.int64] | None:
+        """Return each peer's part of the network in a round, int64 [n]; None while it is whole."""
+        return self._sides if round in self._split else None
 
     def working(self, round: int) -> Bools:
         """Return who takes part in a round, bool [n]; others stay as they are."""
@@ -88,19 +100,26 @@ class Present:
     @property
     def period(self) -> int | None:
         """After how many rounds the matrices repeat; None if they do not."""
-        return self.schedule.period if self.presence.complete else None
+        return self.schedule.period if self.presence.whole else None
 
     def at(self, round: int) -> Rows:
         """Return the matrix of a round."""
-        if self.presence.complete:
+        sides = self.presence.sides(round)
+        if self.presence.complete and sides is None:
             return self.schedule.at(round)
-        return among(self.schedule.at(round), self.presence.reached(round), grouped=self.grouped, column=self.column)
+        there = self.presence.reached(round)
+        return among(self.schedule.at(round), there, sides, grouped=self.grouped, column=self.column)
 
 
-def among(rows: Rows, there: Bools, *, grouped: bool, column: bool) -> Blocks:
-    """Return a matrix without those who are not there, bool [n]: their rows become those of the identity."""
+def among(rows: Rows, there: Bools, sides: NDArray[np.int64] | None = None, *, grouped: bool, column: bool) -> Blocks:
+    """Return a matrix without those who are not there, bool [n]: their rows become those of the identity.
+
+    With `sides`, int64 [n], those on another side are not there for a peer either.
+    """
     own = np.arange(len(there))
     used = there[:, None] & there[rows.indices]
+    if sides is not None:
+        used &= sides[:, None] == sides[rows.indices]
     weights = np.where(used, rows.weights, 0.0)
     if grouped:
         total = weights.sum(1)

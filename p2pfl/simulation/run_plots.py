@@ -70,6 +70,11 @@ def run_figure(run: Run) -> Figure:
     _band(right, spread(run, "consensus"), COLORS[2], "-", "", floor=LEAST)
     _axes(right, "round", "consensus distance")
     right.set_yscale("log")
+    faults = run.scenario.faults
+    if faults.parts > 1:
+        for axes in (left, right):
+            axes.axvspan(faults.split, faults.heal, color="0.93", zorder=0)
+        right.set_title(f"shaded: split into {faults.parts}", fontsize=8, loc="right")
     seeds = len(run.scenario.seeds)
     figure.suptitle(f"{run.scenario.name}: {seeds_words(seeds)}", fontsize=9, x=0.01, ha="left")
     return figure

@@ -32,12 +32,16 @@ from p2pfl.learning.task import load_task
 from p2pfl.learning.tasks import BUILT_IN
 from p2pfl.node.store import read_text
 from p2pfl.simulation.attacks import ATTACKS
+from p2pfl.simulation.contents import contents
 
 FOLDER = Path(__file__).resolve().parent / "scenarios"
 """The scenarios that ship with the package, by the names of their files."""
 
 MOST_POINTS = 10_000
 """Of a sweep: a guess above what anybody waits for."""
+
+DATA_FILES = ("path", "test_path")
+"""Keys of `data.settings` that name a file or a folder, as in a peer.toml."""
 
 MASKABLE = ("groups", "stars")
 """Topologies in which sums do not overlap, so that masks can hide single updates."""
@@ -238,11 +242,24 @@ class Faults(Settings):
         missed: the probability that a peer, having trained, misses a round's exchange.
         leave: the probability that a peer that is here leaves before a round.
         rejoin: the probability that one that left is back before a round, with the model it left with.
+        parts: into how many parts, equal and drawn by the seed, the network is split for a while; 1: it is not. Peers
+            of different parts are away for each other.
+        split: after how many rounds it is split.
+        heal: after how many rounds it is whole again. The defaults of both are guesses.
     """
 
     missed: _Chance = 0.0
     leave: _Chance = 0.0
     rejoin: _Share = 0.1
+    parts: Annotated[int, Field(ge=1)] = 1
+    split: Annotated[int, Field(ge=0)] = 20
+    heal: Annotated[int, Field(ge=0)] = 60
+
+    @model_validator(mode="after")
+    def _heals_after_the_split(self) -> "Faults":
+        if self.heal < self.split:
+            raise ValueError(f"the network is split after {self.split} rounds and heals after {self.heal}: swap them")
+        return self
 
 
 class Stopping(Settings):
@@ -362,6 +379,8 @@ class Scenario(Settings):
             raise ValueError(str(error)) from error
         if self.attackers.among(self.peers) >= self.peers:
             raise ValueError(f"attackers: all of {self.peers} peers would be; leave one honest")
+        if self.faults.parts > self.peers:
+            raise ValueError(f"faults.parts: {self.peers} peers cannot be split into {self.faults.parts} parts")
         return self
 
     def settings(self) -> dict[str, Any]:
@@ -375,10 +394,10 @@ class Scenario(Settings):
     def hash(self) -> str:
         """Return what a run of this scenario is known by: hexadecimal, of all that its results follow from.
 
-        Names and descriptions do not count; of a task in a file, what is in the file does.
+        Names and descriptions do not count; of a task in a file, of a graph, and of data, what is in the files does.
 
         Raises:
-            InvalidConfig: there is no such task.
+            InvalidConfig: there is no such task or file.
         """
         values = self.settings()
         for key in ("name", "description", "sweep"):
@@ -388,6 +407,9 @@ class Scenario(Settings):
         if "file" in self.averaging.options:
             text = read_text(Path(self.averaging.options["file"]), "a graph")
             values["averaging"]["options"]["file"] = hashlib.sha256(text.encode()).hexdigest()
+        for key in DATA_FILES:
+            if isinstance(file := values["data"]["settings"].get(key), str):
+                values["data"]["settings"][key] = contents(Path(file))
         encoded = json.dumps(["p2pfl/scenario/1", values], sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(encoded.encode()).hexdigest()
 
@@ -408,6 +430,7 @@ def load(source: str, changes: Sequence[str] = ()) -> Scenario:
     Args:
         source: a path, or one of `names()`.
         changes: settings that go before the file's, `dotted.key=value`; the value as TOML has it, or else a word.
+            Files in them are relative to where one is, those in a file to the file.
 
     Raises:
         InvalidConfig: there is no such scenario, or something in it cannot be used.
@@ -417,14 +440,14 @@ def load(source: str, changes: Sequence[str] = ()) -> Scenario:
         path = FOLDER / f"{source}.toml"
         if source not in names():
             raise InvalidConfig(f"{source}: neither a file nor one of {', '.join(names())}")
-    values = parse_toml(read_text(path, "a scenario"), str(path))
+    values = _located(parse_toml(read_text(path, "a scenario"), str(path)), path.parent)
     for change in changes:
         key, equals, text = change.partition("=")
         if not equals:
             raise InvalidConfig(f"--set {change}: write key=value, such as training.rounds=100")
         values = put(values, key.strip(), value_of(text.strip()))
     values.setdefault("name", path.stem)
-    return _located(validate(Scenario, values, str(path)), path.parent)
+    return validate(Scenario, _located(values, Path()), str(path))
 
 
 def value_of(text: str) -> Any:
@@ -497,16 +520,15 @@ def points(scenario: Scenario) -> list[Scenario]:
     return found
 
 
-def _located(scenario: Scenario, base: Path) -> Scenario:
-    """Name the files of task and graph from the root, so that the scenario means the same from everywhere."""
-    data, averaging = scenario.data, scenario.averaging
-    file, colon, name = data.task.rpartition(":")
-    if colon and data.task not in BUILT_IN:
-        data = data.model_copy(update={"task": f"{(base / file).resolve()}:{name}"})
-    if isinstance(averaging.options.get("file"), str):
-        options = {**averaging.options, "file": str((base / averaging.options["file"]).resolve())}
-        averaging = averaging.model_copy(update={"options": options})
-    return scenario.model_copy(update={"data": data, "averaging": averaging})
+def _located(values: Mapping[str, Any], base: Path) -> dict[str, Any]:
+    """Name the files of task, data and graph from the root, so that settings mean the same from everywhere."""
+    found = dict(values)
+    for key in ("averaging.options.file", *(f"data.settings.{key}" for key in DATA_FILES)):
+        if isinstance(file := get(found, key), str) and file:
+            found = put(found, key, str((base / file).resolve()))
+    task = get(found, "data.task")
+    file, colon, name = task.rpartition(":") if isinstance(task, str) else ("", "", "")
+    return put(found, "data.task", f"{(base / file).resolve()}:{name}") if colon else found
 
 
 def explain(scenario: Scenario | None = None) -> Iterator[str]:
@@ -555,6 +577,8 @@ def unread(scenario: Scenario) -> set[str]:
         keys |= {"compression.error_feedback", "compression.gamma"}
     elif not compression.error_feedback:
         keys.add("compression.gamma")
+    if scenario.faults.parts == 1:
+        keys |= {"faults.split", "faults.heal"}
     if attackers.attack == "none":
         keys |= {f"attackers.{key}" for key in ("count", "fraction", "strength")}
     return keys

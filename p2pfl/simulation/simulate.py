@@ -96,7 +96,7 @@ class _Seed:
         self.number = number
         self.presence = Presence(
             scenario.peers, number, participation=scenario.participation, missed=faults.missed, leave=faults.leave,
-            rejoin=faults.rejoin,
+            rejoin=faults.rejoin, parts=faults.parts, split=faults.split, heal=faults.heal,
         )  # fmt: skip
         grouped = terms.topology in GROUPED
         drawn = parts.schedule(derived(number, "topology", terms.topology_seed) % 2**31)

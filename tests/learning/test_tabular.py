@@ -32,13 +32,14 @@ from p2pfl.gossip.group_machine import GroupMachine, GroupPlan
 from p2pfl.gossip.grouping import scaling_faults
 from p2pfl.gossip.secure_sum import MaskTerms
 from p2pfl.learning.baselines import Training, alone, central
+from p2pfl.learning.credit import TABLE
 from p2pfl.learning.evaluation import evaluate
 from p2pfl.learning.table import check_table
 from p2pfl.learning.task import Data, Examples, Task, load_task, make_model, read_data
 from p2pfl.learning.tasks.tabular import LEAST_DEVIATION
 from p2pfl.learning.trainer import Trainer
 from p2pfl.learning.vector import assign, initial, layout, load_model, save_model
-from p2pfl.simulation.credit import TABLE, write_credits
+from p2pfl.simulation.credit import write_credits
 from p2pfl.simulation.faults import Schedule
 from p2pfl.simulation.simnet import Network, PeerSpec, SimulatedKeyring
 

@@ -93,7 +93,7 @@ def test_what_is_unknown_is_named(tmp_path):
     write(tmp_path, MINIMAL + "\nNumber = 3\n")
     message = refusal("digit", tmp_path)
     assert "'digit'" in message
-    assert "breast-cancer, digits" in message
+    assert "breast-cancer, cifar10, credit, digits" in message
     assert "no file" in refusal("none.py:Mine", tmp_path)
     assert "no class 'Other'; its tasks are: Mine" in refusal("mine.py:Other", tmp_path)
     assert "Number is not a Task" in refusal("mine.py:Number", tmp_path)

@@ -13,5 +13,8 @@ BUILT_IN: dict[str, str] = {
     "quadratics": "quadratics.py:Quadratics",
     "synthetic": "synthetic.py:Synthetic",
     "tabular": "tabular.py:Tabular",
+    "credit": "credit.py:Credit",
+    "cifar10": "images.py:Cifar10",
+    "mnist": "images.py:Mnist",
 }
 """Name -> `file:class`, the file relative to `FOLDER`."""

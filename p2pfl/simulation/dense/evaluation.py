@@ -43,7 +43,9 @@ class Evaluator:
         if examples.inputs.is_floating_point():
             model = model.to(examples.inputs.dtype)
         self._outputs = stacked_outputs(model, blocks)
-        self._peers = max(1, NUMBERS // max(1, examples.inputs.numel()))
+        inputs = examples.inputs
+        self._peers = max(1, NUMBERS // max(1, inputs.numel()))
+        self._pieces = torch.split(inputs, max(1, NUMBERS * len(inputs) // max(1, inputs.numel())))
 
     def measure(self, space: Space, x: Tensor, part: slice, sample: Tensor) -> Evaluation:
         """Measure the peers of the slice `part`; their sample, int64 [m], are numbers of peers in it."""
@@ -64,7 +66,7 @@ class Evaluator:
         targets = self._examples.targets
         for chunk in torch.split(rows, self._peers):
             with blame(self._task, "model", RoundFailed):
-                outputs = self._outputs(chunk, self._examples.inputs)
+                outputs = torch.cat([self._outputs(chunk, piece) for piece in self._pieces], dim=1)
             for each in outputs:
                 with blame(self._task, "loss", RoundFailed), torch.no_grad():
                     loss = float(self._task.loss(each, targets))

@@ -1,4 +1,6 @@
-"""Tasks whose data are made: quadratics with a known optimum, and FedProx's synthetic(alpha, beta)."""
+"""Tasks whose data are made: quadratics with a known optimum, FedProx's synthetic(alpha, beta), and banks' credits."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,9 +8,11 @@ import torch
 
 from p2pfl.core.errors import InvalidConfig
 from p2pfl.core.settings import validate
+from p2pfl.learning.evaluation import forward
+from p2pfl.learning.task import Examples, load_task, make_model, read_data
 from p2pfl.learning.tasks.quadratics import EACH, Quadratics
 from p2pfl.learning.tasks.synthetic import CLASSES, SIZE, Synthetic
-from p2pfl.simulation.scenario import Scenario
+from p2pfl.simulation.scenario import Scenario, load
 from p2pfl.simulation.simulate import simulate
 
 PEERS = 8
@@ -116,3 +120,32 @@ def test_what_has_no_classes_is_not_dealt_by_class():
     asked = {"peers": 4, "data": {"task": "quadratics", "settings": {"peers": 4}}, "training": {"rounds": 1}}
     with pytest.raises(InvalidConfig, match="quadratics has no classes"):
         simulate(validate(Scenario, asked, "test"))
+
+
+def test_banks_have_customers_of_their_own_and_one_table_of_tests():
+    task = load_task("credit", Path()).task
+    data = read_data(task, {"banks": 6, "alpha": 0.05, "rows": 200})
+    assert (len(data.train), len(data.test)) == (1200, 2000)
+    assert set(task.metrics(forward(make_model(task), data.test.inputs), data.test.targets)) == {"auc", "ks"}
+    ages = [float(part.inputs[:, 0].mean()) for part in _banks(data.train, 6)]
+    alike = [float(part.inputs[:, 0].mean()) for part in _banks(read_data(task, {"banks": 6, "alpha": 1e6}).train, 6)]
+    assert np.ptp(ages) > 5 * np.ptp(alike)
+    scaled = make_model(task).get_submodule("scaling")(data.test.inputs)[:, :5]
+    assert scaled.mean(0).abs().max() < 0.2
+    assert (scaled.std(0) - 1).abs().max() < 0.2
+    with pytest.raises(InvalidConfig, match="whole numbers of banks"):
+        read_data(task, {"banks": 1.5})
+
+
+def _banks(examples, count):
+    return [Examples(*part) for part in zip(examples.inputs.chunk(count), examples.targets.chunk(count), strict=True)]
+
+
+def test_a_bank_consortium_learns_more_than_its_banks_alone():
+    together = load("bank-consortium", ["seeds=[0]", "evaluation.times=3", "stopping.patience=0"])
+    alone = load("bank-consortium", [
+        "seeds=[0]", "evaluation.times=3", "stopping.patience=0", "faults.parts=12", "faults.split=0", "faults.heal=100"
+    ])  # fmt: skip
+    ends = [simulate(each).summary["final"] for each in (together, alone)]
+    assert ends[0]["peer_auc"]["median"] > ends[1]["peer_auc"]["median"] + 0.02
+    assert ends[0]["peer_ks"]["median"] > ends[1]["peer_ks"]["median"] + 0.02

@@ -90,6 +90,8 @@ def test_lists_of_charters_keys_name_keys_that_charters_have():
         ({"stopping": {"patience": 3}}, "need a metric"),
         ({"seeds": [1, 1]}, "a seed is there twice"),
         ({"data": {"alpha": 0.0}}, "data.alpha"),
+        ({"faults": {"parts": 17}}, "16 peers cannot be split into 17 parts"),
+        ({"faults": {"split": 9, "heal": 3}}, "swap them"),
     ],
 )
 def test_what_cannot_be_run_is_refused_in_one_line(values, words):
@@ -127,6 +129,30 @@ def test_a_tasks_and_a_graphs_file_are_beside_the_scenario(tmp_path):
     between = found.hash()
     (tmp_path / "task.py").write_text(TASK + "\n")
     assert len({before, between, found.hash()}) == 3
+
+
+def test_data_is_beside_the_scenario_and_known_by_what_is_in_it(tmp_path, monkeypatch):
+    (tmp_path / "images" / "cats").mkdir(parents=True)
+    (tmp_path / "images" / "cats" / "a").write_bytes(b"a")
+    path = tmp_path / "mine.toml"
+    path.write_text('[data]\nsettings = {path = "images"}\n')
+    found = load(str(path))
+    assert found.data.settings == {"path": str(tmp_path / "images")}
+    before = found.hash()
+    (tmp_path / "images").rename(tmp_path / "moved")
+    with pytest.raises(InvalidConfig, match=r"images: No such file or directory; correct data\.settings"):
+        found.hash()
+    # What is given in words is relative to where one is, not to the scenario.
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    moved = load(str(path), ["data.settings.path=../moved"])
+    assert moved.data.settings == {"path": str(tmp_path / "moved")}
+    assert moved.hash() == before
+    (tmp_path / "moved" / "cats" / "a").rename(tmp_path / "moved" / "cats" / "b")
+    between = moved.hash()
+    (tmp_path / "moved" / "cats" / "b").write_bytes(b"other")
+    assert len({before, between, moved.hash()}) == 3
+    assert load(str(path), ["data.task=../task.py:Mine"]).data.task == f"{tmp_path}/task.py:Mine"
 
 
 def test_a_run_is_known_by_what_its_results_follow_from():

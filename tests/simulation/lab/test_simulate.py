@@ -116,6 +116,11 @@ def test_divergence_is_an_outcome():
         ({"averaging": {"topology": "graph"}}, "needs file"),
         ({"training": {"algorithm": "d2", "local_steps": 1}, "averaging": {"topology": "groups"}}, "changes"),
         ({"data": {"task": "nothing"}}, "unknown task"),
+        ({"data": {"task": "cifar10"}}, "path is None"),
+        (
+            {"defence": {"rule": "group-median"}, "faults": {"parts": 2}, "averaging": {"topology": "groups"}},
+            "a split network has no all",
+        ),
         ({"data": {"settings": {"nothing": 1}}}, "nothing"),
         ({"peers": 2000}, "cannot give each of 2000 peers"),
     ],
@@ -224,6 +229,43 @@ def test_groups_average_among_those_who_are_there():
     there = np.array([True, True, True, False])
     matrix = dense(among(schedule("groups", 4, 0, size=4).at(0), there, grouped=True, column=False))
     np.testing.assert_allclose(matrix[:3, :3], 1 / 3)
+
+
+def test_a_network_is_split_and_heals():
+    presence = Presence(PEERS, 0, parts=2, split=2, heal=4)
+    assert presence.complete
+    assert not presence.whole
+    assert [presence.sides(round) is None for round in range(6)] == [True, True, False, False, True, True]
+    sides = presence.sides(3)
+    assert np.bincount(sides).tolist() == [3, 3]
+    assert sides.tolist() != Presence(PEERS, 1, parts=2, split=2, heal=4).sides(3).tolist()
+    for name, grouped, column in (("complete", False, False), ("moshpit", True, False), ("random-push", False, True)):
+        plain = schedule(name, PEERS, 0)
+        present = Present(plain, presence, grouped=grouped, column=column)
+        assert present.period is None
+        assert np.array_equal(dense(present.at(1)), dense(plain.at(1)))
+        matrix = dense(present.at(2))
+        assert not matrix[sides[:, None] != sides].any()
+        np.testing.assert_allclose(matrix.sum(0 if column else 1), 1.0)
+    one_side = dense(Present(schedule("groups", PEERS, 0, size=PEERS), presence, grouped=True, column=False).at(2))
+    np.testing.assert_allclose(one_side[sides == 0][:, sides == 0], 1 / 3)
+
+
+def test_parts_agree_among_themselves_and_drift_apart_until_the_network_heals():
+    every = {"topology": "groups", "group_size": PEERS}
+    terms = {"training": {"rounds": 9}, "evaluation": {"times": 10}, "averaging": every}
+    whole = simulate(scenario(**terms)).frame
+    run = simulate(scenario(faults={"parts": 2, "split": 3, "heal": 6}, **terms))
+    frame = run.frame
+    apart = frame["consensus"].to_numpy() > 1e-6
+    assert apart.tolist() == [False] * 4 + [True] * 3 + [False] * 3
+    assert (frame["working"] == PEERS).all()
+    assert frame["loss"][:4].tolist() == pytest.approx(whole["loss"][:4].tolist())
+    assert frame["loss"][5] != whole["loss"][5]
+    ended = run.peers[run.peers["round"] == 6]
+    assert ended["loss"].round(5).nunique() == 2
+    sent = [2 * (size - 1) / size * 4 * PARAMETERS for size in (6, 6, 6, 3, 3, 3, 6, 6, 6)]
+    np.testing.assert_allclose(np.diff(frame["modelled_bytes"]), sent)
 
 
 def test_a_schedule_without_faults_is_the_schedule():
