@@ -211,6 +211,33 @@ def test_the_example_trains(tmp_path):
     assert trainer.model(task.read_inputs(tmp_path / "images.csv")).shape == (2, 10)
 
 
+def test_the_example_on_text_trains(tmp_path):
+    from p2pfl.learning.trainer import Trainer
+    from p2pfl.learning.vector import initial, notes
+
+    task = load_task("next_character.py:NextCharacter", Path(__file__).parents[2] / "examples").task
+    parts = [read_data(task, {"peers": 3, "index": i}) for i in range(3)]
+    whole = read_data(task, {})
+    assert torch.equal(torch.cat([part.train.inputs for part in parts]), whole.train.inputs)
+    assert torch.equal(whole.train.inputs[1, -1:], whole.train.targets[:1])
+    trainer = Trainer(task, whole, local_steps=200, batch_size=32, clip_norm=0.0, seed=0)
+    start = initial(task, 0)
+    spaces = float((whole.test.targets == 0).float().mean())
+    assert trainer.evaluate(trainer.train(start, 0).vector)["accuracy"] > spaces + 0.05
+    assert notes(trainer.model) == []
+
+    (tmp_path / "own.txt").write_text("Ünd so weiter, und so fort. " * 10)
+    own = read_data(task, {"path": str(tmp_path / "own.txt")})
+    assert len(own.train) > 100
+    assert len(task.read_inputs(tmp_path / "own.txt")) > len(own.train) + len(own.test)
+    (tmp_path / "own.txt").write_text("too short")
+    with pytest.raises(InvalidConfig, match="a text of 9 characters"):
+        read_data(task, {"path": str(tmp_path / "own.txt")})
+    (tmp_path / "own.txt").write_bytes(b"\xff" * 200)
+    with pytest.raises(InvalidConfig, match="UnicodeDecodeError"):
+        read_data(task, {"path": str(tmp_path / "own.txt")})
+
+
 def test_the_package_and_the_names_load_without_torch():
     code = "import sys, p2pfl.learning, p2pfl.learning.tasks; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -149,3 +149,20 @@ def test_a_bank_consortium_learns_more_than_its_banks_alone():
     ends = [simulate(each).summary["final"] for each in (together, alone)]
     assert ends[0]["peer_auc"]["median"] > ends[1]["peer_auc"]["median"] + 0.02
     assert ends[0]["peer_ks"]["median"] > ends[1]["peer_ks"]["median"] + 0.02
+
+
+def test_the_example_on_text_runs_on_stacked_peers():
+    """Its inputs are places in an alphabet, whole numbers."""
+    example = Path(__file__).parents[3] / "examples" / "next_character.py"
+    found = simulate(
+        validate(
+            Scenario,
+            {
+                "peers": 4, "averaging": {"topology": "ring"}, "evaluation": {"times": 2},
+                "data": {"task": f"{example}:NextCharacter", "partition": "order"}, "training": {"rounds": 60},
+            },
+            "test",
+        )
+    )  # fmt: skip
+    assert found.summary["tier"] == "vmap"
+    assert found.frame["loss"].iloc[-1] < found.frame["loss"].iloc[0] - 0.5
