@@ -60,6 +60,7 @@ Changes = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, e.g. training.rounds=100. Repeatable."),
 ]
 RunsFolder = Annotated[Path, typer.Option("--runs", help="Where the runs' folders go.")]
+TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard's event files, too (an extra).")]
 Device = Annotated[str, typer.Option(help="Where torch computes: cpu, or cuda.")]
 
 
@@ -659,6 +660,7 @@ def simulate(
     ] = None,
     device: Device = "cpu",
     again: Annotated[bool, typer.Option("--again", help="Run even if there is a run of the same settings.")] = False,
+    tensorboard: TensorBoard = False,
 ) -> None:
     """Run a scenario: thousands of peers as stacked tensors, without messages; bytes and seconds are modelled.
 
@@ -666,16 +668,21 @@ def simulate(
     """
     from p2pfl.simulation.compare import compare as make_comparison
     from p2pfl.simulation.compare import draw_run
+    from p2pfl.simulation.events import event_writer
     from p2pfl.simulation.scenario import load
     from p2pfl.simulation.simulate import simulate as run_scenario
 
     chosen = load(scenario, [*(changes or ()), *([] if engine is None else [f"engine={engine}"])])
     if chosen.sweep:
         raise InvalidConfig(f"{scenario} has a [sweep] of {', '.join(chosen.sweep)}: run p2pfl sweep {scenario}")
+    if tensorboard:
+        event_writer()  # before a long run, not after it
     _say_scenario(chosen)
     with _progress("rounds") as watch:
         run = run_scenario(chosen, runs, device=device, watch=watch, again=again)
     files = draw_run(run)
+    if tensorboard:
+        _write_events([run], files[0].parent)
     Console(highlight=False).print(make_comparison([run]))
     summary = run.summary
     _say(f"{summary['seconds']:.1f} s on {summary['device']}, tier {summary['tier']}, {summary['threads']} threads")
@@ -692,18 +699,30 @@ def sweep(
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes; by default one for each processor.")] = None,
     runs: RunsFolder = Path("runs"),
     device: Device = "cpu",
+    backend: Annotated[str, typer.Option(help="processes, or ray (an extra); results are the same.")] = "processes",
+    address: Annotated[
+        str | None, typer.Option(help="Of a Ray cluster; without, ray is started on this machine.")
+    ] = None,
+    tensorboard: TensorBoard = False,
 ) -> None:
     """Run every combination of a scenario's [sweep], and compare them. What has been run is not run again."""
     from p2pfl.core.errors import RoundFailed
     from p2pfl.simulation.compare import compare as make_comparison
     from p2pfl.simulation.compare import save_comparison
+    from p2pfl.simulation.events import event_writer
     from p2pfl.simulation.scenario import load, varied
     from p2pfl.simulation.sweep import sweep as run_sweep
 
     chosen = varied(load(scenario, changes or ()), vary or ())
+    if tensorboard:
+        event_writer()
     _say_scenario(chosen)
     with _progress("runs") as watch:
-        found = run_sweep(chosen, runs, jobs=jobs, device=device, watch=watch)
+        found = run_sweep(
+            chosen, runs, jobs=jobs, device=device, watch=watch, backend=backend, address=address
+        )  # fmt: skip
+    if tensorboard:
+        _write_events(found.runs, found.folder)
     if found.runs:
         made = make_comparison(found.runs)
         files = save_comparison(made, found.folder)
@@ -733,6 +752,14 @@ def compare(
     files = save_comparison(made, output)
     Console(highlight=False).print(made)
     _say(f"in {output}: {', '.join(file.name for file in files)}")
+
+
+def _write_events(runs: Sequence[Any], folder: Path) -> None:
+    from p2pfl.simulation.events import write_events
+
+    for run in runs:
+        write_events(run)
+    _say(f"event files: tensorboard --logdir {folder}")
 
 
 def _say_scenario(scenario: Any) -> None:

@@ -1,12 +1,14 @@
 """Sweeps, and what is made of their runs."""
 
 import shutil
+import sys
 
 import pandas as pd
 import pytest
 
 from p2pfl.core.errors import InvalidConfig
 from p2pfl.core.settings import validate
+from p2pfl.simulation import backends
 from p2pfl.simulation.compare import compare, draw_run, labels_of, save_comparison, trend_of
 from p2pfl.simulation.runs import SUMMARY_FILE, open_simulated
 from p2pfl.simulation.scenario import Scenario, points
@@ -59,6 +61,45 @@ def test_processes_give_the_same(tmp_path):
     for left, right in zip(one.runs, two.runs, strict=True):
         pd.testing.assert_frame_equal(left.frame, right.frame, check_exact=True)
         pd.testing.assert_frame_equal(left.peers, right.peers, check_exact=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.filterwarnings("default")  # ray's own
+def test_ray_gives_the_same_and_goes_on_where_processes_were(tmp_path):
+    pytest.importorskip("ray", reason="needs the extra ray")
+    asked = swept(averaging__topology=["ring", "hypercube", "groups"])
+    one, two = sweep(asked, tmp_path / "one", jobs=1), sweep(asked, tmp_path / "two", jobs=2, backend="ray")
+    assert (two.found, len(two.runs)) == (0, 2)
+    assert one.failures == two.failures
+    for left, right in zip(one.runs, two.runs, strict=True):
+        assert left.path.name == right.path.name
+        pd.testing.assert_frame_equal(left.frame, right.frame, check_exact=True)
+        pd.testing.assert_frame_equal(left.peers, right.peers, check_exact=True)
+    assert (two.runs[0].path / "curves.png").exists()
+    shutil.rmtree(one.runs[0].path)
+    more = sweep(asked, tmp_path / "one", jobs=1, backend="ray")
+    assert more.found == 1
+    pd.testing.assert_frame_equal(more.runs[0].frame, two.runs[0].frame, check_exact=True)
+
+
+def test_a_backend_that_cannot_be_used_is_told(tmp_path, monkeypatch):
+    asked = swept(averaging__topology=["ring"])
+    with pytest.raises(InvalidConfig, match="there are processes, ray"):
+        sweep(asked, tmp_path, backend="rays")
+    with pytest.raises(InvalidConfig, match="only ray has an address"):
+        sweep(asked, tmp_path, address="10.0.0.1:6379")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(InvalidConfig, match=r"p2pfl-mesh\[ray\]"):
+        sweep(asked, tmp_path, backend="ray")
+
+
+def test_a_run_of_other_files_is_not_taken_for_the_one_asked_for(tmp_path, monkeypatch):
+    other = validate(Scenario, swept(peers=[5]).settings() | {"sweep": {}, "peers": 6}, "test")
+    monkeypatch.setattr(backends, "simulate", lambda *_, **__: simulate(other))
+    found = sweep(swept(peers=[5]), tmp_path, jobs=1)
+    assert found.runs == ()
+    assert "has other files" in found.failures["peers = 5"]
 
 
 def test_runs_are_named_by_what_they_differ_in():
