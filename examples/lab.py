@@ -1,6 +1,4 @@
-# %% [markdown]
-# # The convergence lab from Python
-# Open this file as a notebook (VS Code, PyCharm, Jupyter with jupytext), or run it: `python examples/lab.py`.
+"""The convergence lab from Python: a notebook for VS Code, PyCharm or Jupyter with jupytext, and a script."""
 
 # %%
 from pathlib import Path
@@ -45,15 +43,12 @@ print(last.groupby("seed")["accuracy"].describe()[["min", "50%", "max"]])
 # The same on other graphs, and on a network that is split between rounds 10 and 30.
 
 # %%
-others = {
-    "averaging": [{"topology": "exponential"}, {"topology": "groups"}],
-    "faults": [{"parts": 2, "split": 10, "heal": 30}],
-}
-runs = [run] + [
-    p2pfl.simulate(p2pfl.Scenario(**{**scenario.settings(), key: value}))
-    for key, values in others.items()
-    for value in values
+changes = [
+    {"averaging": {"topology": "exponential"}},
+    {"averaging": {"topology": "groups"}},
+    {"faults": {"parts": 2, "split": 10, "heal": 30}},
 ]
+runs = [run, *(p2pfl.simulate(p2pfl.Scenario(**{**scenario.settings(), **change})) for change in changes)]
 comparison = compare(runs)
 with pd.option_context("display.max_columns", None, "display.width", 120):
     print(comparison.table)

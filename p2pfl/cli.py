@@ -362,8 +362,12 @@ def demo(
     group_size: Annotated[int, typer.Option(help="Members wanted in a group.")] = 4,
     rounds: Annotated[int, typer.Option(help="Rounds of local training and averaging.")] = 60,
     task: Annotated[
-        str, typer.Option(help="digits, breast-cancer, tabular (on made-up credits), or file.py:ClassName.")
+        str,
+        typer.Option(help="digits, breast-cancer, tabular (on made-up credits), cifar10, mnist, or file.py:ClassName."),
     ] = "digits",
+    data: Annotated[
+        Path | None, typer.Option(help="A file or folder that the task reads, of which each peer takes a share.")
+    ] = None,
     alpha: Annotated[float, typer.Option(help="How alike the peers' data is: Dirichlet; smaller is less alike.")] = 0.5,
     seed: Annotated[int, typer.Option(help="Draws the shares of data, the initial model and all orders.")] = 0,
     suite: Annotated[str, typer.Option(help="The channels' cipher suite: aes, sm4 or gm.")] = "aes",
@@ -400,6 +404,7 @@ def demo(
             masks=masks,
             bits=bits,
             chaos=chaos,
+            data="" if data is None else str(data),
         )
 
 
@@ -542,7 +547,9 @@ def evaluate(
 @app.command(epilog="Next: p2pfl export RUN FILE, to use the model without p2pfl.")
 def predict(
     run: RunFolder,
-    data: Annotated[Path, typer.Argument(help="CSV, Parquet or .npy with a row per example, inputs only.")],
+    data: Annotated[
+        Path, typer.Argument(help="CSV, Parquet or .npy with a row per example, inputs only; what the task reads.")
+    ],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write here instead of printing.")] = None,
     member: Annotated[str | None, typer.Option(help="Whose model; by default the first that finished.")] = None,
 ) -> None:

@@ -333,6 +333,17 @@ def test_a_run_takes_no_other_runs_folder(tmp_path: Path, monkeypatch: pytest.Mo
     assert not (tmp_path / "new").exists()
 
 
+def test_peers_are_told_where_the_data_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    federation = prepare_demo(tmp_path / "run", DemoSettings(peers=3, task="cifar10", data="images"))
+    assert [home.config.data["path"] for home in federation.homes] == [str(tmp_path / "images")] * 3
+    with pytest.raises(InvalidConfig, match="no such file or folder"):
+        prepare_demo(tmp_path / "other", DemoSettings(data="image"))
+    with pytest.raises(InvalidConfig, match="made up"):
+        prepare_demo(tmp_path / "other", DemoSettings(task="tabular", data="images"))
+
+
 def test_a_history_is_read_in_whole_copies(tmp_path: Path) -> None:
     path = tmp_path / "history.f32"
     assert read_history(path, 3).shape == (0, 3)

@@ -6,6 +6,7 @@ and what becomes of those whose process dies. Must not choose what is run.
 
 import multiprocessing
 import os
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -78,11 +79,19 @@ BACKENDS: Mapping[str, Callable[[Mapping[int, Scenario], Path, str, int, str | N
 DIED = "its process died, or another one did; run the sweep again"
 
 
+RAY_SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}
+"""Unless the environment says otherwise: no reports of who uses Ray for what, and a cluster that knows its users, since
+it runs whatever it is sent."""
+
+CONNECT_SECONDS = 10.0
+"""A guess."""
+
+
 @contextmanager
 def _ray(workers: int, address: str | None) -> Iterator[Any]:
     """Give Ray, connected to a cluster or started here for a while; one that this process has already is left on."""
-    # Read when Ray is loaded: without, it reports to its makers who uses it for what.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for key, value in RAY_SETTINGS.items():  # read when Ray is loaded
+        os.environ.setdefault(key, value)
     try:
         import ray  # noqa: PLC0415 - an extra
     except ImportError as error:
@@ -90,6 +99,7 @@ def _ray(workers: int, address: str | None) -> Iterator[Any]:
     if ray.is_initialized() and address is None:
         yield ray
         return
+    _verify_reachable(address)
     here: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     try:
         ray.init(address or "local", log_to_driver=False, configure_logging=False, **({} if address else here))
@@ -100,6 +110,17 @@ def _ray(workers: int, address: str | None) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _verify_reachable(address: str | None) -> None:
+    """Look whether anybody is there: Ray itself waits for minutes."""
+    host, _, port = (address or "").rpartition(":")
+    if not host or not port.isdecimal():
+        return  # Ray's other words, such as auto
+    try:
+        socket.create_connection((host.removeprefix("ray://"), int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise InvalidConfig(f"no Ray at {address}: {error}; correct --address, or ray start --head there") from error
 
 
 def _run_apart(settings: dict[str, Any], device: str) -> Run | str:

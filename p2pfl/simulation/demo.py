@@ -63,6 +63,7 @@ class DemoSettings:
         bits: 16 to average changes in words of 16 bits where members share a base.
         alpha: the Dirichlet concentration of the peers' shares of data; smaller is less alike.
         chaos: whether peers are killed, frozen and cut off meanwhile.
+        data: a file or folder that all peers read, and take shares of; empty: the task has its own.
     """
 
     peers: int = 8
@@ -79,6 +80,7 @@ class DemoSettings:
     masks: bool = True
     bits: int = 32
     chaos: bool = False
+    data: str = ""
 
 
 class View(Protocol):
@@ -111,6 +113,7 @@ def prepare_demo(path: Path, settings: DemoSettings, numbered: bool = False) -> 
         )
     if settings.bits not in {16, 32} or (settings.bits == 16 and not settings.masks):
         raise InvalidConfig(f"--bits {settings.bits}: masked sums have words of 32 or 16 bits")
+    _verify_data(settings)
     if settings.topology != "groups":
         graph = overlay(settings.topology, settings.peers, settings.seed)
         averaging = AveragingTerms.model_validate(_averaging(settings))
@@ -133,6 +136,13 @@ def prepare_demo(path: Path, settings: DemoSettings, numbered: bool = False) -> 
         if made:
             shutil.rmtree(path)
         raise
+
+
+def _verify_data(settings: DemoSettings) -> None:
+    if settings.data and settings.task == "tabular":
+        raise InvalidConfig("--data: the demo's tables are made up; leave it out, or give each member its own file")
+    if settings.data and not Path(settings.data).exists():
+        raise InvalidConfig(f"--data {settings.data}: there is no such file or folder")
 
 
 def _first_free(path: Path) -> Path:
@@ -178,7 +188,8 @@ def _table_and_data(path: Path, settings: DemoSettings) -> tuple[TableTerms | No
     """Return what the peers' tables hold, for a task that takes some, and each peer's `[data]`."""
     if settings.task != "tabular":
         shared = {"partition": "dirichlet", "alpha": settings.alpha, "peers": settings.peers, "seed": settings.seed}
-        return None, [{**shared, "index": index} for index in range(settings.peers)]
+        given = {"path": str(Path(settings.data).absolute())} if settings.data else {}
+        return None, [{**given, **shared, "index": index} for index in range(settings.peers)]
     files = write_credits(path / DATA_FOLDER, settings.peers, settings.alpha, settings.seed)
     above = Path("../..")  # from a peer's folder
     test = str(above / files.test.relative_to(path))

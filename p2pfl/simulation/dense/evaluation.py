@@ -63,10 +63,10 @@ class Evaluator:
             RoundFailed: if the task fails.
         """
         found: list[dict[str, float]] = []
-        targets = self._examples.targets
+        targets = self._examples.targets.cpu()
         for chunk in torch.split(rows, self._peers):
             with blame(self._task, "model", RoundFailed):
-                outputs = torch.cat([self._outputs(chunk, piece) for piece in self._pieces], dim=1)
+                outputs = torch.cat([self._outputs(chunk, piece) for piece in self._pieces], dim=1).cpu()
             for each in outputs:
                 with blame(self._task, "loss", RoundFailed), torch.no_grad():
                     loss = float(self._task.loss(each, targets))

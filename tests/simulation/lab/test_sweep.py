@@ -1,6 +1,8 @@
 """Sweeps, and what is made of their runs."""
 
+import importlib.util
 import shutil
+import socket
 import sys
 
 import pandas as pd
@@ -89,6 +91,11 @@ def test_a_backend_that_cannot_be_used_is_told(tmp_path, monkeypatch):
         sweep(asked, tmp_path, backend="rays")
     with pytest.raises(InvalidConfig, match="only ray has an address"):
         sweep(asked, tmp_path, address="10.0.0.1:6379")
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and nobody listens
+        if importlib.util.find_spec("ray"):
+            with pytest.raises(InvalidConfig, match="no Ray at"):
+                sweep(asked, tmp_path, backend="ray", address=f"127.0.0.1:{nobody.getsockname()[1]}")
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(InvalidConfig, match=r"p2pfl-mesh\[ray\]"):
         sweep(asked, tmp_path, backend="ray")
