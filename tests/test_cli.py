@@ -176,7 +176,7 @@ def test_without_a_command_the_help_is_all_there_is(p2pfl: Commands, command: li
         ("charter new x --name a/b", "draft: name: 'a/b' is no name: "),
         (
             "charter new x --task faces",
-            "unknown task 'faces'; use one of breast-cancer, digits, quadratics, synthetic, tabular, or ",
+            "unknown task 'faces'; use one of breast-cancer, cifar10, credit, digits, mnist, quadratics, ",
         ),
         (
             "charter new x --task tabular",

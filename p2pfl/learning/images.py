@@ -176,7 +176,8 @@ def read_picture(path: Path, channels: int, side: int) -> Bytes:
         raise InvalidConfig(f"{path}: no picture by its name; there are {', '.join(FORMATS)}: convert or remove it")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # what Pillow warns of is a picture that it doubts
+            warnings.simplefilter("ignore")  # doubts about colours and tags
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=[kind]) as image:
                 _verify_picture(path, image)
                 turned = ImageOps.exif_transpose(image).convert("RGB" if channels == 3 else "L")

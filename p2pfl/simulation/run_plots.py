@@ -200,7 +200,9 @@ def _band(
     axes.plot(curve.x, median, color=color, linestyle=style, linewidth=1.3, label=label or None)
     if band:
         low, high = np.maximum(curve.low, floor), np.maximum(curve.high, floor)
-        axes.fill_between(curve.x, low, high, color=color, alpha=0.15, linewidth=0)
+        # What is at the floor would stretch the axis down to it; but an axis needs something.
+        shown = np.isfinite(median) | np.isnan(median).all()
+        axes.fill_between(curve.x, low, high, where=shown, color=color, alpha=0.15, linewidth=0)
 
 
 def _axes(axes: Axes, x: str, y: str) -> None:

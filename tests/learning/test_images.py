@@ -179,6 +179,13 @@ def test_a_picture_is_turned_as_its_camera_says(tmp_path):
     assert read_picture(tmp_path / "turned.png", 1, 2)[0].tolist() == [[255, 255], [0, 0]]
 
 
+def test_a_palette_with_transparency_is_a_picture(tmp_path):
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([0, 0, 0, 200, 100, 50])
+    image.save(tmp_path / "a.png", transparency=bytes([255, 128]))
+    assert read_picture(tmp_path / "a.png", 3, 2)[:, 0, 0].tolist() == [200, 100, 50]
+
+
 def test_what_is_no_picture_is_told(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     Image.fromarray(random_pixels(1, 1, 16)[0, 0]).save(path)

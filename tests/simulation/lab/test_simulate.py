@@ -15,7 +15,7 @@ from p2pfl.simulation.costs import load_of
 from p2pfl.simulation.parts import Parts
 from p2pfl.simulation.presence import Presence, Present, among
 from p2pfl.simulation.runs import ROUNDS_FILE, SUMMARY_FILE, find, is_complete, open_simulated
-from p2pfl.simulation.scenario import Scenario
+from p2pfl.simulation.scenario import Scenario, load
 from p2pfl.simulation.simulate import simulate
 
 PEERS, PARAMETERS = 6, 4810
@@ -266,6 +266,17 @@ def test_parts_agree_among_themselves_and_drift_apart_until_the_network_heals():
     assert ended["loss"].round(5).nunique() == 2
     sent = [2 * (size - 1) / size * 4 * PARAMETERS for size in (6, 6, 6, 3, 3, 3, 6, 6, 6)]
     np.testing.assert_allclose(np.diff(frame["modelled_bytes"]), sent)
+
+
+def test_the_scenario_partition_shows_a_network_that_heals():
+    changes = ["sweep={}", "seeds=[0, 1]", "averaging.topology=groups", "evaluation.times=13"]
+    split, whole = (load("partition", [*changes, f"faults.parts={parts}"]) for parts in (4, 1))
+    curves = [
+        simulate(each).evaluated.groupby("round")[["consensus", "peer_accuracy"]].median() for each in (split, whole)
+    ]
+    assert curves[0].loc[80, "consensus"] > 2 * curves[1].loc[80, "consensus"]
+    assert curves[0].loc[80, "peer_accuracy"] < curves[1].loc[80, "peer_accuracy"] - 0.05
+    assert curves[0].loc[120, "consensus"] < 1.5 * curves[1].loc[120, "consensus"]
 
 
 def test_a_schedule_without_faults_is_the_schedule():
