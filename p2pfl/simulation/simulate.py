@@ -22,8 +22,7 @@ from p2pfl.learning.vector import initial, layout
 from p2pfl.simulation.attacks import success, triggered
 from p2pfl.simulation.charter_terms import verify_peers
 from p2pfl.simulation.dense.engine import Engine, Experiment, RoundMetrics
-from p2pfl.simulation.dense.evaluation import Evaluation
-from p2pfl.simulation.dense.kernels.vmap import stacked_outputs
+from p2pfl.simulation.dense.evaluation import Evaluation, Evaluator
 from p2pfl.simulation.dense.sampling import derived, sampler_of
 from p2pfl.simulation.dense.variants import Each
 from p2pfl.simulation.exchanges import Relabelled
@@ -324,9 +323,8 @@ class _Backdoor:
     """Measures how often the backdoor's patch is believed."""
 
     def __init__(self, task: Task, test: Examples, brightest: float, engine: Engine) -> None:
-        model = make_model(task).to(engine.space.device, engine.space.dtype)
-        self._outputs = stacked_outputs(model, engine.space.blocks)
-        self._inputs = triggered(test.inputs, brightest).to(engine.space.device)
+        patched = Examples(triggered(test.inputs, brightest).to(engine.space.device), test.targets)
+        self._evaluator = Evaluator(task, engine.space.blocks, patched)
         self._targets = test.targets
         self._engine = engine
 
@@ -336,7 +334,7 @@ class _Backdoor:
         space, x, part = engine.space, engine.state["x"], engine.parts[place]
         rows = [space.mean(x, part)[None], space.rows(x, engine.sample + part.start)]
         found = [
-            success(self._outputs(row[None], self._inputs)[0].argmax(1).cpu(), self._targets) for row in torch.cat(rows)
-        ]
+            success(self._evaluator.outputs(row[None])[0].argmax(1), self._targets) for row in torch.cat(rows)
+        ]  # fmt: skip
         row = {BACKDOOR: found[0]}
         return row | ({f"peer_{BACKDOOR}": float(np.mean(found[1:]))} if len(found) > 1 else {})

@@ -56,6 +56,15 @@ class Evaluator:
             space.consensus_distance(x, part),
         )
 
+    def outputs(self, rows: Tensor) -> Tensor:
+        """Run the models of vectors, [m, P], on all examples, piece by piece: [m, t, ...] on the CPU, as tasks expect.
+
+        Raises:
+            RoundFailed: if the task fails.
+        """
+        with blame(self._task, "model", RoundFailed):
+            return torch.cat([self._outputs(rows, piece) for piece in self._pieces], dim=1).cpu()
+
     def rows(self, rows: Tensor) -> dict[str, Tensor]:
         """Measure vectors, [m, P]: loss and metrics by name, float64 [m] each.
 
@@ -65,9 +74,7 @@ class Evaluator:
         found: list[dict[str, float]] = []
         targets = self._examples.targets.cpu()
         for chunk in torch.split(rows, self._peers):
-            with blame(self._task, "model", RoundFailed):
-                outputs = torch.cat([self._outputs(chunk, piece) for piece in self._pieces], dim=1).cpu()
-            for each in outputs:
+            for each in self.outputs(chunk):
                 with blame(self._task, "loss", RoundFailed), torch.no_grad():
                     loss = float(self._task.loss(each, targets))
                 with blame(self._task, "metrics", RoundFailed), torch.no_grad():
