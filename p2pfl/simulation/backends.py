@@ -7,6 +7,7 @@ and what becomes of those whose process dies. Must not choose what is run.
 import multiprocessing
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -80,8 +81,8 @@ DIED = "its process died, or another one did; run the sweep again"
 
 
 RAY_SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}
-"""Unless the environment says otherwise: no reports of who uses Ray for what, and a cluster that knows its users, since
-it runs whatever it is sent."""
+"""Unless the environment or whoever loaded Ray before says otherwise: no reports of who uses Ray for what, and a
+cluster that knows its users, since it runs whatever it is sent."""
 
 CONNECT_SECONDS = 10.0
 """A guess."""
@@ -90,8 +91,9 @@ CONNECT_SECONDS = 10.0
 @contextmanager
 def _ray(workers: int, address: str | None) -> Iterator[Any]:
     """Give Ray, connected to a cluster or started here for a while; one that this process has already is left on."""
-    for key, value in RAY_SETTINGS.items():  # read when Ray is loaded
-        os.environ.setdefault(key, value)
+    if "ray" not in sys.modules:  # it reads them when it is loaded, and its processes whenever they begin
+        for key, value in RAY_SETTINGS.items():
+            os.environ.setdefault(key, value)
     try:
         import ray  # noqa: PLC0415 - an extra
     except ImportError as error:

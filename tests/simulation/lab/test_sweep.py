@@ -68,8 +68,8 @@ def test_processes_give_the_same(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.filterwarnings("default")  # ray's own
+@pytest.mark.skipif(not importlib.util.find_spec("ray"), reason="needs the extra ray")
 def test_ray_gives_the_same_and_goes_on_where_processes_were(tmp_path):
-    pytest.importorskip("ray", reason="needs the extra ray")
     asked = swept(averaging__topology=["ring", "hypercube", "groups"])
     one, two = sweep(asked, tmp_path / "one", jobs=1), sweep(asked, tmp_path / "two", jobs=2, backend="ray")
     assert (two.found, len(two.runs)) == (0, 2)
