@@ -237,19 +237,23 @@ def sign_charter(
 
 def charter_faults(charter: Charter) -> list[str]:
     """Return what keeps the charter from being in force, one line each, naming the member; empty if nothing does."""
-    suite = charter.security.suite
     faults = [] if len(charter.members) > 1 else ["a federation needs at least two members"]
-    if SUITES[suite].sm2_signatures:
+    if SUITES[charter.security.suite].sm2_signatures:
         try:
             sm2.verify_installed()
         except InvalidConfig as error:  # of every member the same
             return [*faults, str(error)]
-    digest = charter.hash()
+    return [*faults, *member_faults(charter).values()]
+
+
+def member_faults(charter: Charter) -> dict[str, str]:
+    """Return what is wrong or missing of each member's signature and salt, by name; not of those who signed well."""
+    digest, faults = charter.hash(), {}
     for member in charter.members:
-        fault = _signature_fault(suite, member, digest, charter.signatures.get(member.name))
+        fault = _signature_fault(charter.security.suite, member, digest, charter.signatures.get(member.name))
         fault = fault or ("" if has_revealed(charter, member) else _salt_fault(charter, member))
         if fault:
-            faults.append(fault)
+            faults[member.name] = fault
     return faults
 
 
