@@ -65,6 +65,29 @@ class IncomingLane(Protocol):
         """Refuse whatever else would come. Never raises."""
 
 
+class Talk(Protocol):
+    """A stream on which both ends speak in turn: a question, its answer, the next question."""
+
+    @property
+    def peer(self) -> PeerId:
+        """Who is at the other end, as authenticated by the channel."""
+
+    async def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Send all of `data`; see `OutgoingLane.write`."""
+
+    async def read_into(self, view: memoryview) -> bool:
+        """Fill `view` whole; see `IncomingLane.read_into`."""
+
+    async def close(self) -> None:
+        """Say no more; the other end reads what was said. Never raises."""
+
+    async def reset(self) -> None:
+        """Break off at once. Never raises."""
+
+
+TalkHandler = Callable[[Talk], Awaitable[None]]
+"""Holds one talk that a peer began, until it ends. What it raises costs the talk, nothing else."""
+
 LaneHandler = Callable[[LaneKind, IncomingLane], Awaitable[None]]
 """Reads one incoming lane until it ends. What it raises is contained: the lane is reset, the host lives on."""
 

@@ -3,6 +3,7 @@
 Wraps any security transport. Knows no streams, and decides nothing from what a peer merely claims.
 """
 
+import os
 from collections.abc import Collection
 
 from libp2p.abc import IRawConnection, ISecureConn, ISecureTransport
@@ -10,6 +11,7 @@ from libp2p.peer.id import ID
 from libp2p.security.exceptions import HandshakeFailure
 from libp2p.transport.exceptions import MuxerUpgradeFailure
 
+from p2pfl.core.errors import RemoteError
 from p2pfl.core.ids import PeerId
 from p2pfl.node.libp2p.tcp import SocketConnection
 from p2pfl.node.transport import RefusalHandler
@@ -70,4 +72,14 @@ def explain(error: BaseException) -> str:
         return "it hung up after the handshake: are we on its roster?"
     if error.__cause__ is not None:
         return explain(error.__cause__)
+    if isinstance(error, OSError) and error.errno and error.errno > 0:
+        return os.strerror(error.errno)  # the rest names the address in yet another way
     return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def objection_in(error: BaseException) -> RemoteError | None:
+    """Return what one end of a handshake had against the other, where that lies in a chain of libp2p's exceptions."""
+    if isinstance(error, RemoteError):
+        return error
+    inner = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error.__cause__
+    return None if inner is None else objection_in(inner)

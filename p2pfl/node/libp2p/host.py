@@ -23,19 +23,19 @@ from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as NoiseTransport
 from multiaddr import Multiaddr
 
-from p2pfl.core.errors import AddressInUse, InvalidConfig, OutOfTurn, TransportError, Unreachable
+from p2pfl.core.errors import AddressInUse, InvalidConfig, OutOfTurn, RemoteError, TransportError, Unreachable
 from p2pfl.core.ids import PeerId, Seconds
 from p2pfl.crypto.suite import suite
 from p2pfl.node.libp2p import guard
 from p2pfl.node.libp2p.addresses import parse, resolve
 from p2pfl.node.libp2p.channel import ChannelTransport
 from p2pfl.node.libp2p.choice import SecurityChoice
-from p2pfl.node.libp2p.gate import RosterGate, explain
-from p2pfl.node.libp2p.lanes import StreamIncomingLane, StreamOutgoingLane
+from p2pfl.node.libp2p.gate import RosterGate, explain, objection_in
+from p2pfl.node.libp2p.lanes import StreamIncomingLane, StreamOutgoingLane, StreamTalk
 from p2pfl.node.libp2p.relay import RENEW_EVERY, Relay, circuit_of, dial_through, expect_circuits, reserve
 from p2pfl.node.libp2p.tcp import CONNECTIONS_PER_PEER, ByteCount, TcpTransport, is_address_in_use
 from p2pfl.node.libp2p.yamux import YamuxConnection
-from p2pfl.node.transport import LaneHandler, LaneKind, OutgoingLane, RefusalHandler
+from p2pfl.node.transport import LaneHandler, LaneKind, OutgoingLane, RefusalHandler, Talk, TalkHandler
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +50,9 @@ OPEN_DEADLINE = 10.0
 
 GOODBYE_DEADLINE = 1.0
 """Seconds spent on telling peers that we leave, before the sockets are closed on them; a guess."""
+
+NO_ANSWER = "no answer"
+"""How the reason begins where an address let a dial wait until its time was over, as behind most firewalls."""
 
 MAX_CONNECTIONS = 1 << 20
 """Places in libp2p's own count, in which strangers and members are one. Never reached: `tcp` bounds each of them."""
@@ -112,6 +115,7 @@ class Libp2pTransport:
         self._tcp = TcpTransport(self._count)
         self._dialling: dict[PeerId, trio.Lock] = {}
         self._incoming: dict[tuple[PeerId, LaneKind], StreamIncomingLane] = {}
+        self._talks: dict[tuple[PeerId, str], StreamTalk] = {}
 
     @property
     def identity(self) -> PeerId:
@@ -172,6 +176,7 @@ class Libp2pTransport:
             self._tcp.abort_all()
             self._host = None
             self._incoming.clear()
+            self._talks.clear()
         if failure is not None:
             raise failure
 
@@ -267,6 +272,87 @@ class Libp2pTransport:
                 del self._incoming[peer, kind]
             await lane.reset()  # refuses the rest; nothing after a clean end
 
+    def answer(self, protocol: str, handler: TalkHandler) -> None:
+        """Have `handler` hold the talks that members begin under `protocol`, one at a time with each; within `run`.
+
+        A member's newer talk breaks off its older one.
+
+        Raises:
+            OutOfTurn: the transport does not run.
+        """
+
+        async def handle(stream: NetStream) -> None:
+            peer = PeerId(str(stream.muxed_conn.peer_id))
+            talk = StreamTalk(peer, stream)
+            if peer not in self._roster:
+                await talk.reset()
+                return
+            older, self._talks[peer, protocol] = self._talks.get((peer, protocol)), talk
+            if older is not None:
+                await older.reset()
+            try:
+                await handler(talk)
+            except (RemoteError, TransportError) as error:
+                logger.debug("a talk of %s ended: %s", peer, error)
+            except Exception as error:  # noqa: BLE001 - contained, as the interface promises
+                logger.warning("the handler of a talk of %s failed: %r", peer, error)
+            finally:
+                if self._talks.get((peer, protocol)) is talk:
+                    del self._talks[peer, protocol]
+                await talk.reset()
+
+        self._running().set_stream_handler(TProtocol(protocol), handle)
+
+    async def talk(self, peer: PeerId, protocol: str) -> Talk:
+        """Begin a talk on the standing connection.
+
+        Raises:
+            Unreachable: there is no connection, or the peer does not speak `protocol`.
+        """
+        return StreamTalk(peer, await self._open(peer, protocol))
+
+    async def probe(self, peer: PeerId, address: str, timeout: Seconds, *, keep: bool = False) -> None:
+        """Dial `address` anew, whatever stands already, and let the handshake prove who is there.
+
+        Args:
+            peer: who should be.
+            address: a multiaddress; what cannot be parsed counts as one that does not answer.
+            timeout: for all of it.
+            keep: whether the connection stays; else it is closed at once, but for one over a relay.
+
+        Raises:
+            RemoteError: somebody is there, and one end objects to the other: `WrongCharter`, `NotAMember` and so on.
+            Unreachable: nobody answers there as that peer in time; the message says why, without the address.
+        """
+        if peer == self._identity or peer not in self._roster:
+            raise Unreachable("is this peer itself, or not on the roster")
+        circuit = circuit_of(address)
+        if circuit is not None and circuit.relay == self._identity:
+            if not self.is_connected(peer):
+                raise Unreachable("leads over this peer, to which it keeps no connection")
+            return
+        if circuit is not None:
+            reason = await self._dial_circuit(peer, address, timeout)
+            if reason is not None:
+                raise Unreachable(reason)
+            return
+        failure: Exception = Unreachable("the name has no address")
+        with trio.move_on_after(timeout):
+            try:
+                for each in await resolve(parse(address)):
+                    try:
+                        connection = await self._running().get_network().dial_addr(each, ID.from_base58(peer))
+                    except Exception as error:  # noqa: BLE001 - whatever libp2p raises, the next address may answer
+                        failure = objection_in(error) or Unreachable(explain(error))
+                    else:
+                        if not keep:
+                            await _close_quietly(connection)
+                        return
+            except (OSError, InvalidConfig) as error:
+                failure = Unreachable(str(error))
+            raise failure
+        raise Unreachable(f"{NO_ANSWER} in {timeout:.3g} s")
+
     async def connect(self, peer: PeerId, addresses: Sequence[str], timeout: Seconds) -> None:
         """Have an authenticated connection to `peer`; see the interface. Calls for one peer at once share an attempt.
 
@@ -320,7 +406,7 @@ class Libp2pTransport:
             except (OSError, InvalidConfig) as error:
                 reason = str(error)
             return reason
-        return f"no answer in {seconds:.3g} s"
+        return f"{NO_ANSWER} in {seconds:.3g} s"
 
     async def _dial_circuit(self, peer: PeerId, text: str, seconds: float) -> str | None:
         circuit = circuit_of(text)
@@ -333,7 +419,7 @@ class Libp2pTransport:
                 return None
             except Exception as error:  # noqa: BLE001 - whatever libp2p raises, the next address may answer
                 return explain(error)
-        return f"no answer in {seconds:.3g} s"
+        return f"{NO_ANSWER} in {seconds:.3g} s"
 
     async def keep_reachable(self, addresses: Sequence[str]) -> None:
         """Keep a reservation at the relays among one's own addresses, until cancelled; at once where there is none."""
@@ -364,14 +450,16 @@ class Libp2pTransport:
         Raises:
             Unreachable: there is no connection, or the peer does not answer.
         """
+        return StreamOutgoingLane(peer, await self._open(peer, PROTOCOLS[kind]))
+
+    async def _open(self, peer: PeerId, protocol: str) -> NetStream:
         if not self.is_connected(peer):
             raise Unreachable(f"{peer} is not connected")
         try:
             with trio.fail_after(OPEN_DEADLINE):
-                stream = await self._running().new_stream(ID.from_base58(peer), [PROTOCOLS[kind]])
+                return await self._running().new_stream(ID.from_base58(peer), [TProtocol(protocol)])
         except Exception as error:
-            raise Unreachable(f"{peer} does not accept a {kind} lane: {explain(error)}") from error
-        return StreamOutgoingLane(peer, stream)
+            raise Unreachable(f"{peer} does not accept a stream of {protocol}: {explain(error)}") from error
 
     async def disconnect(self, peer: PeerId) -> None:
         """Close every connection to `peer`, its sockets after `GOODBYE_DEADLINE` at the latest. Never raises."""

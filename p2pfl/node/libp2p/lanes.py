@@ -154,3 +154,7 @@ class StreamIncomingLane(_Lane):
         self._over = self._ended = True
         await self._send_end()
         return False
+
+
+class StreamTalk(StreamIncomingLane, StreamOutgoingLane):
+    """See `p2pfl.node.transport.Talk`: both directions of one stream. After the other end's end nothing is written."""

@@ -8,10 +8,10 @@ import pytest
 import trio
 import trio.testing
 
-from p2pfl.core.errors import InvalidConfig, OutOfTurn, StreamReset, Unreachable
+from p2pfl.core.errors import InvalidConfig, NotAMember, OutOfTurn, StreamReset, Unreachable, WrongCharter
 from p2pfl.node.libp2p.addresses import parse, resolve
-from p2pfl.node.libp2p.host import Libp2pTransport
-from p2pfl.node.transport import IncomingLane, LaneKind, OutgoingLane
+from p2pfl.node.libp2p.host import ChannelTerms, Libp2pTransport
+from p2pfl.node.transport import IncomingLane, LaneKind, OutgoingLane, Talk
 from tests.node.libp2p.libp2p_tools import (
     LOOPBACK,
     Node,
@@ -23,6 +23,7 @@ from tests.node.libp2p.libp2p_tools import (
     port_of,
     receive,
     running,
+    silent_listener,
 )
 from tests.trio_tools import trio_test
 
@@ -90,7 +91,6 @@ async def test_closing_waits_for_the_reader() -> None:
         outgoing, incoming = await a.lane_to(b)
         await outgoing.write(b"x")
         nursery.start_soon(close, outgoing)
-        await trio.testing.wait_all_tasks_blocked(0.05)
         assert not closed.is_set()
         assert [await receive(incoming, 1), await receive(incoming, 1)] == [b"x", b""]
         await closed.wait()
@@ -321,3 +321,156 @@ async def test_a_transport_can_run_again() -> None:
                 outgoing, incoming = await b.lane_to(a)
                 await outgoing.write(b"x")
                 assert await receive(incoming, 1) == b"x"
+
+
+# Talks, and probes of addresses
+
+TALK = "/test/talk/1"
+
+
+async def _echo(talk: Talk) -> None:
+    word = bytearray(4)
+    while await talk.read_into(memoryview(word)):
+        await talk.write(word)
+
+
+@trio_test
+async def test_a_talk_goes_both_ways_until_the_asking_end_has_enough() -> None:
+    async with pair() as (a, b):
+        ended = trio.Event()
+
+        async def echo(talk: Talk) -> None:
+            assert talk.peer == a.identity
+            await _echo(talk)
+            ended.set()
+
+        b.transport.answer(TALK, echo)
+        talk = await a.transport.talk(b.identity, TALK)
+        for word in (b"ping", b"pong"):
+            await talk.write(word)
+            answer = bytearray(4)
+            assert await talk.read_into(memoryview(answer))
+            assert answer == word
+        await talk.close()
+        await ended.wait()
+
+
+@trio_test
+async def test_a_talk_that_nobody_answers_is_unreachable() -> None:
+    async with pair() as (a, b):
+        with pytest.raises(Unreachable, match="does not accept a stream of /test/talk/1"):
+            await a.transport.talk(b.identity, TALK)
+        with pytest.raises(Unreachable, match="is not connected"):
+            await a.transport.talk(Node(Libp2pTransport(bytes([9]) * 32, (), None)).identity, TALK)
+        outgoing, incoming = await a.lane_to(b)
+        await outgoing.write(b"well")
+        assert await receive(incoming, 4) == b"well", "the connection stands"
+
+
+@trio_test
+async def test_a_members_newer_talk_breaks_off_its_older_one_and_nobody_elses() -> None:
+    async with running(3) as (a, b, c):
+        c.transport.answer(TALK, _echo)
+        await a.connect(c)
+        await b.connect(c)
+        others, older, newer = [await node.transport.talk(c.identity, TALK) for node in (b, a, a)]
+        answer = memoryview(bytearray(4))
+        with pytest.raises(StreamReset):
+            await older.write(b"ping")
+            await older.read_into(answer)
+            await older.read_into(answer)
+        for talk in (newer, others):
+            await talk.write(b"ping")
+            assert await talk.read_into(answer)
+
+
+@trio_test
+async def test_what_a_talks_handler_raises_costs_the_talk() -> None:
+    async def fail(talk: Talk) -> None:
+        raise RuntimeError("a fault")
+
+    async with pair() as (a, b):
+        b.transport.answer(TALK, fail)
+        talk = await a.transport.talk(b.identity, TALK)
+        with pytest.raises(StreamReset):
+            await talk.read_into(memoryview(bytearray(1)))
+        assert a.transport.is_connected(b.identity)
+
+
+@trio_test
+async def test_a_probe_dials_anew_and_leaves_what_stands() -> None:
+    async with pair() as (a, b):
+        outgoing, incoming = await a.lane_to(b)
+        before = len(network(a).get_connections())
+        await a.transport.probe(b.identity, b.addresses[0], 10)
+        await b.transport.probe(a.identity, a.addresses[0], 10)
+        assert len(network(a).get_connections()) <= before + 1, "the other end's may end later"
+        await outgoing.write(b"well")
+        assert await receive(incoming, 4) == b"well"
+
+
+@trio_test
+async def test_a_second_process_with_ones_key_disturbs_no_lane_that_stands() -> None:
+    """As the doctor of a member whose peer runs: it visits, is dialled back at the peer's address, and goes."""
+    async with pair() as (a, b):
+        b.transport.answer(TALK, _echo)
+        lanes = [await a.lane_to(b), await b.lane_to(a)]
+        doctor = Node(Libp2pTransport(bytes([1]) * 32, [a.identity, b.identity], None))
+        assert doctor.identity == a.identity
+        for _ in range(3):
+            async with doctor.run(listen=()):
+                await doctor.transport.probe(b.identity, b.addresses[0], 10, keep=True)
+                talk = await doctor.transport.talk(b.identity, TALK)
+                await talk.write(b"ping")
+                assert await talk.read_into(memoryview(bytearray(4)))
+                await b.transport.probe(a.identity, a.addresses[0], 10)
+                await talk.close()
+        for outgoing, incoming in lanes:
+            await outgoing.write(b"well")
+            assert await receive(incoming, 4) == b"well"
+
+
+@trio_test
+async def test_a_probe_that_is_kept_can_be_talked_on() -> None:
+    async with running(2) as (a, b):
+        b.transport.answer(TALK, _echo)
+        await a.transport.probe(b.identity, b.addresses[0], 10, keep=True)
+        assert a.transport.is_connected(b.identity)
+        await (await a.transport.talk(b.identity, TALK)).reset()
+
+
+@trio_test
+async def test_a_probe_says_what_is_wrong_with_an_address() -> None:
+    async with running(2) as (a, b):
+        with pytest.raises(Unreachable, match=r"^Connection refused$"):
+            await a.transport.probe(b.identity, dead_address(), 10)
+        with pytest.raises(Unreachable, match="is not a multiaddress"):
+            await a.transport.probe(b.identity, "nonsense", 10)
+        with pytest.raises(Unreachable, match="is this peer itself"):
+            await a.transport.probe(a.identity, a.addresses[0], 10)
+        async with silent_listener() as address:
+            with pytest.raises(Unreachable, match=r"^no answer in 0\.2 s$"):
+                await a.transport.probe(b.identity, address, 0.2)
+
+
+@trio_test
+async def test_an_address_over_oneself_is_good_while_that_peer_is_connected() -> None:
+    async with running(2) as (a, b):
+        address = f"{a.addresses[0]}/p2p/{a.identity}/p2p-circuit"
+        with pytest.raises(Unreachable, match="keeps no connection"):
+            await a.transport.probe(b.identity, address, 10)
+        await b.connect(a)
+        await b.lane_to(a)  # both ends have the connection now
+        await a.transport.probe(b.identity, address, 10)
+
+
+@trio_test
+async def test_a_probe_raises_what_either_end_objects_to() -> None:
+    roster = [Libp2pTransport(bytes([i]) * 32, (), None).identity for i in (1, 2, 3)]
+    charters = {1: bytes(32), 2: bytes([1]) * 32, 3: bytes(32)}
+    a, b, c = (Node(Libp2pTransport(bytes([i]) * 32, roster, ChannelTerms("aes", charters[i]))) for i in charters)
+    async with a.run(), b.run(), c.run():
+        with pytest.raises(WrongCharter, match="is under charter 01010101"):
+            await a.transport.probe(b.identity, b.addresses[0], 10)
+        with pytest.raises(NotAMember, match="answers where"):
+            await a.transport.probe(b.identity, c.addresses[0], 10)
