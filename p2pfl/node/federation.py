@@ -42,6 +42,8 @@ from p2pfl.node.store import (
 CONFIG_FILE, CHARTER_FILE, INITIAL_FILE = "peer.toml", "charter.toml", "initial.safetensors"
 MODEL_FILE, HISTORY_FILE = "model.safetensors", "history.f32"
 """What a peer leaves in its run folder beside the trace: its last model, and raw float32 copies of earlier ones."""
+STATE_FOLDER, FINISHED_FILE = "state", "finished"
+"""In the run folder: what a peer that starts again goes on from; and that there is nothing left to go on with."""
 
 
 _WRITE_ADDRESS = "write /ip4/192.0.2.1/tcp/4001 or /dns4/peer.example.org/tcp/4001"

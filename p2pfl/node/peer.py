@@ -18,6 +18,7 @@ from p2pfl.core.ids import PeerId, Round
 from p2pfl.core.ledger import Checkpoint, Record, Resume
 from p2pfl.core.machine import Machine, Trained, Vector
 from p2pfl.core.trace import Evaluated, Event, Note, PeerFinished, PeerStarted, Refused
+from p2pfl.core.wire import VERSION as WIRE_VERSION
 from p2pfl.core.wire import Whereabouts
 from p2pfl.crypto.identity import Signer
 from p2pfl.crypto.keyring import Keyring
@@ -31,18 +32,25 @@ from p2pfl.learning.task import make_model, read_data
 from p2pfl.learning.trainer import Trainer
 from p2pfl.learning.vector import assign, flatten, load_model, notes, save_model
 from p2pfl.node.checkpoints import Checkpoints, Mapped
+from p2pfl.node.consult import PROTOCOL, RELEASE, Desk, Facts
 from p2pfl.node.discovery import sign_whereabouts
 from p2pfl.node.driver import Driver, Hooks
-from p2pfl.node.federation import HISTORY_FILE, MODEL_FILE, Federation, Home, open_federation, own_membership
+from p2pfl.node.federation import (
+    FINISHED_FILE,
+    HISTORY_FILE,
+    MODEL_FILE,
+    STATE_FOLDER,
+    Federation,
+    Home,
+    open_federation,
+    own_membership,
+)
 from p2pfl.node.lan import meet_on_lan
 from p2pfl.node.libp2p.host import ChannelTerms, Libp2pTransport
 from p2pfl.node.memory import return_large_blocks
+from p2pfl.node.status import STATUS_FILE, StatusWriter
 from p2pfl.node.store import exclusive, read_text, write_atomic
 from p2pfl.node.tracefile import TRACE_FILE, TraceWriter
-
-STATE_FOLDER, FINISHED_FILE = "state", "finished"
-"""In the run folder: what a peer that starts again goes on from; and that there is nothing left to go on with."""
-
 
 RING_BITS = 32
 """Words of masked sums."""
@@ -201,7 +209,8 @@ class Peer:
                 told = list(opened.notes)
                 if opened.trainer is not None:
                     told += self.trainer.restore(opened.trainer)
-                life = Life(opened.checkpoints, opened.resume, opened.trainer, trace)
+                status = StatusWriter(run_path / STATUS_FILE)
+                life = Life(opened.checkpoints, opened.resume, opened.trainer, trace, status)
                 trio.run(self._run, life, told)
             finally:
                 trace.close()
@@ -215,10 +224,10 @@ class Peer:
             )
 
     async def _run(self, life: "Life", told: Sequence[str]) -> None:
-        trace, standing = life.trace, life.standing(self.initial)
-        trace.write(replace(self.started, resumed_at=standing.round))
+        standing = life.standing(self.initial)
+        life.tell(replace(self.started, resumed_at=standing.round))
         for text in (*notes(self.trainer.model), *told):
-            trace.write(Note(text))
+            life.tell(Note(text))
         model = standing.base if standing.update is None else standing.base + standing.update
         held: list[PeerFinished] = []
         every = self.home.config.history_every
@@ -226,15 +235,14 @@ class Peer:
             keeper = ModelKeeper(model, standing.round, history, every)
             idle = await self._live(life, keeper, held)
         if idle:
-            trace.write(Evaluated(keeper.rounds, self.trainer.evaluate(keeper.vector)))
+            life.tell(Evaluated(keeper.rounds, self.trainer.evaluate(keeper.vector)))
         self._save(keeper)
         if held[-1].outcome == "done":
             write_atomic(self.home.run_path / FINISHED_FILE, f"{self.plan.charter.hex()}\n".encode())
-        trace.write(held[-1])
+        life.tell(held[-1])
 
     async def _live(self, life: "Life", keeper: ModelKeeper, held: list[PeerFinished]) -> bool:
         """Run to the end, and put the last word into `held`; return whether the trainer is free."""
-        trace = life.trace
         names = dict(zip(self.federation.charter.roster(), self._names(), strict=True))
 
         def emit(event: Event) -> None:
@@ -242,9 +250,9 @@ class Peer:
             if isinstance(event, PeerFinished):
                 held.append(event)
             elif isinstance(event, Refused):
-                trace.write(replace(event, who=names.get(PeerId(event.who), event.who)))
+                life.tell(replace(event, who=names.get(PeerId(event.who), event.who)))
             else:
-                trace.write(event)
+                life.tell(event)
 
         worker = LocalTraining(self.trainer, self.home.config.evaluate_every, life.trainer)
 
@@ -253,23 +261,19 @@ class Peer:
             return life.checkpoints.persist(record, state)
 
         try:
-            return await self._drive(self.machine(life.resume), worker, Hooks(emit, keeper.adopt, persist))
+            return await self._drive(self.machine(life.resume), worker, Hooks(emit, keeper.adopt, persist), life.status)
         except Exception as error:
             with suppress(StoreFailed):  # told by the error itself
                 failed = PeerFinished("failed", keeper.rounds, agreed=False, reason=str(error))
-                trace.write(held[-1] if held else failed)
+                life.tell(held[-1] if held else failed)
             raise
 
     def _names(self) -> list[str]:
         return sorted(member.name for member in self.federation.charter.members)
 
-    async def _drive(self, machine: Machine, worker: LocalTraining, hooks: Hooks) -> bool:
+    async def _drive(self, machine: Machine, worker: LocalTraining, hooks: Hooks, status: StatusWriter) -> bool:
         """Run to the end; return whether the trainer is free, and not left behind in the middle of local steps."""
-        addresses: dict[PeerId, tuple[str, ...]] = {
-            PeerId(member.peer_id): member.addresses
-            for member in self.federation.charter.members
-            if member.peer_id != self.started.peer
-        }
+        addresses = self._known_addresses()
         plan = self.plan
         sought = plan.weights if isinstance(plan, Plan) else {plan.roster[place] for place in plan.neighbors}
         moved, now = self._record_of_move(), int(time.time())
@@ -279,6 +283,9 @@ class Peer:
             nursery.start_soon(_stop_on_signal, driver)
 
             def ready(bound: Sequence[str]) -> None:
+                status.listens(tuple(bound))
+                nursery.start_soon(status.keep)
+                self.transport.answer(PROTOCOL, Desk(self._facts, self._known_addresses(), self.transport.probe).hold)
                 nursery.start_soon(self.transport.keep_reachable, self.home.config.announce)
                 if self.home.config.mdns:
                     nursery.start_soon(self._meet_on_lan, addresses.keys(), bound, driver, hooks)
@@ -291,6 +298,17 @@ class Peer:
         if failed is not None:
             raise failed
         return not driver.is_training
+
+    def _known_addresses(self) -> dict[PeerId, tuple[str, ...]]:
+        """Return where the charter says that each other member is."""
+        return {
+            PeerId(member.peer_id): member.addresses
+            for member in self.federation.charter.members
+            if member.peer_id != self.started.peer
+        }
+
+    def _facts(self) -> Facts:
+        return Facts(RELEASE, WIRE_VERSION, time.time(), self.plan.charter, "peer")
 
     async def _meet_on_lan(
         self, members: Collection[PeerId], bound: Sequence[str], driver: Driver, hooks: Hooks
@@ -323,6 +341,18 @@ class Life:
     resume: Resume | None
     trainer: bytes | None
     trace: TraceWriter
+    status: StatusWriter
+
+    def tell(self, event: Event) -> None:
+        """Write what happened into the trace, and what it means into the status.
+
+        Raises:
+            StoreFailed: the trace cannot be written any more.
+        """
+        self.trace.write(event)
+        self.status.note(event)
+        if isinstance(event, PeerFinished):
+            self.status.write()
 
     def standing(self, initial: Vector) -> Checkpoint:
         """Return where it begins."""

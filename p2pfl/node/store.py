@@ -86,6 +86,26 @@ def write_atomic(path: Path, content: bytes, mode: int = 0o644) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def write_quickly(path: Path, content: bytes) -> bool:
+    """Write a file whole or not at all, for its owner's eyes only, but not durably: after a crash it may be old.
+
+    Returns:
+        Whether it was written.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.unlink(missing_ok=True)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, KEY_MODE)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        temporary.replace(path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        return False
+    return True
+
+
 def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -112,6 +132,21 @@ def exclusive(folder: Path, otherwise: str) -> Iterator[None]:
         except OSError as error:
             raise InvalidConfig(f"{folder}: {otherwise}") from error
         yield
+
+
+def is_held(folder: Path) -> bool:
+    """Return whether a process holds a folder as `exclusive` does.
+
+    Looking takes the lock, shared and for microseconds; a process that begins in these is refused, and begins again.
+    """
+    try:
+        with (folder / LOCK_FILE).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # there is none, or not for us to read
+        return False
+    return False
 
 
 def create_identity(
