@@ -37,7 +37,7 @@ LANE = 14
 """Distance of two vertical lines of arrows."""
 PORT = 11
 """Distance of two ends of arrows on one row."""
-COLORS = ("#7a4fa3", "#b0413e", "#c0762b", "#8a8a1f", "#2f8f5b", "#2a86a8", "#4a5a78")
+COLORS = ("#555555", "#7a4fa3", "#b0413e", "#c0762b", "#8a8a1f", "#2f8f5b", "#2a86a8", "#4a5a78")
 SANS = "font-family='Helvetica, Arial, sans-serif'"
 CODE = "font-family='DejaVu Sans Mono, Menlo, Consolas, monospace'"
 

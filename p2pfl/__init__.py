@@ -2,7 +2,8 @@
 
 The layers, each importing only those below it:
 
-    cli          the commands
+    cli          the command line
+    commands     its groups of commands
     simulation   whole networks on one machine, their reports
     node         sockets, files, processes: the only layer that touches the world
     learning     what a peer trains; torch lives here

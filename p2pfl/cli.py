@@ -11,6 +11,9 @@ import typer
 from rich.console import Console
 
 from p2pfl import __version__
+from p2pfl.commands.charter import charter_app
+from p2pfl.commands.operator import operator_app
+from p2pfl.commands.say import CharterFile, say
 from p2pfl.core.errors import InvalidConfig, P2pflError
 
 HELP = """Peer-to-peer, decentralised federated learning: one model from data that never leaves its premises, no server.
@@ -19,11 +22,13 @@ See it run:           p2pfl demo
 
 Set up a member:      p2pfl init bank-a
 
-Agree on a charter:   p2pfl charter new | join | sign | show | check
+Agree on a charter:   p2pfl charter new | join | sign | show | check | diff
 
 Check your table:     p2pfl data check
 
 Weigh topologies:     p2pfl topology
+
+See what is missing:  p2pfl doctor bank-a, p2pfl status bank-a
 
 Take part:            p2pfl peer --config bank-a/peer.toml
 
@@ -35,10 +40,7 @@ Every command explains itself with --help; --debug after any command shows the t
 """
 
 app = typer.Typer(help=HELP, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
-charter_app = typer.Typer(
-    help="Draw up, join, sign, show and check a charter: what all members agree on before round 0.",
-    no_args_is_help=True,
-)
+app.registered_commands.extend(operator_app.registered_commands)  # before all others in the help
 app.add_typer(charter_app, name="charter")
 scenario_app = typer.Typer(help="List and explain scenarios of the convergence lab.", no_args_is_help=True)
 app.add_typer(scenario_app, name="scenario")
@@ -49,10 +51,6 @@ data_app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 
-CharterFile = Annotated[Path, typer.Argument(help="The charter's file.")]
-ConfigFile = Annotated[
-    Path, typer.Option("--config", "-c", help="This member's peer.toml, or the folder it is in.", show_default=True)
-]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or one member's.")]
 ScenarioName = Annotated[str, typer.Argument(metavar="SCENARIO", help="A file, or a name: p2pfl scenario list.")]
 Changes = Annotated[
@@ -64,13 +62,9 @@ TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Write TensorBo
 Device = Annotated[str, typer.Option(help="Where torch computes: cpu, or cuda.")]
 
 
-def _say(text: str) -> None:
-    Console(highlight=False, soft_wrap=True).print(text, markup=False)
-
-
 def _show_version(wanted: bool) -> None:
     if wanted:
-        _say(f"p2pfl {__version__}")
+        say(f"p2pfl {__version__}")
         raise typer.Exit
 
 
@@ -81,227 +75,6 @@ def _root(
     ] = False,
 ) -> None:
     del version
-
-
-@app.command(epilog="Next: p2pfl charter join, with the draft you were sent, or p2pfl charter new.")
-def init(
-    name: Annotated[str, typer.Argument(help="The member's name in the charter, and of the folder that is made.")],
-    listen: Annotated[
-        list[str] | None, typer.Option(help="Where this peer listens, e.g. /ip4/0.0.0.0/tcp/4001. Repeatable.")
-    ] = None,
-    announce: Annotated[
-        list[str] | None,
-        typer.Option(help="Where the others reach it, e.g. /dns4/peer.bank-a.example/tcp/4001. Repeatable."),
-    ] = None,
-    folder: Annotated[Path, typer.Option(help="Where to make the member's folder.")] = Path(),
-    passphrase: Annotated[
-        bool, typer.Option("--passphrase", help="Put the key under a passphrase, and ask for it.")
-    ] = False,
-    passphrase_file: Annotated[
-        Path | None, typer.Option(help="Put the key under the passphrase in this file (mode 0600).")
-    ] = None,
-) -> None:
-    """Make a member's folder: its identity key (mode 0600, if wanted under a passphrase) and its peer.toml."""
-    from p2pfl.core.config import PeerConfig
-    from p2pfl.core.settings import validate
-    from p2pfl.node.federation import CONFIG_FILE, check_address, create_home
-    from p2pfl.node.store import ask_passphrase
-
-    values: dict[str, Any] = {"name": name}
-    if listen:
-        values["listen"] = listen
-    if announce:
-        values["announce"] = announce
-    if passphrase_file is not None:
-        values["passphrase_file"] = str(passphrase_file.resolve())
-    config = validate(PeerConfig, values, "p2pfl init")
-    for address in (*config.listen, *config.announce):
-        check_address(address, "p2pfl init")
-    secret: bytes | None = None
-    if passphrase_file is not None:
-        secret = ask_passphrase(passphrase_file, folder / name)
-    elif passphrase:
-        secret = str(typer.prompt("passphrase", hide_input=True, confirmation_prompt=True)).encode()
-    home, identity = create_home(folder / name, config, secret)
-    _say(f"{name} is {identity.peer_id}")
-    _say(
-        f"its key and settings are in {home.path}{'' if announce else '; write into'}",
-    )
-    if not announce:
-        _say(f'  {home.path / CONFIG_FILE}: announce = ["/dns4/YOUR-HOST/tcp/4001"], where the others reach this peer')
-    _say(f"next: p2pfl charter join CHARTER --config {home.path}, with the draft you were sent;")
-    _say("      or draw one up: p2pfl charter new FOLDER --task digits")
-
-
-@charter_app.command("new", epilog="Next: every member runs p2pfl charter join.")
-def charter_new(
-    folder: Annotated[Path, typer.Argument(help="Where charter.toml and initial.safetensors are put.")],
-    name: Annotated[str, typer.Option(help="The federation's name.")] = "federation",
-    task: Annotated[str, typer.Option(help="A built-in task, or file.py:ClassName in that folder.")] = "digits",
-    topology: Annotated[
-        str,
-        typer.Option(
-            help="groups, drawn anew each round; exponential, ring, complete, random-regular, torus, hypercube, path; "
-            "or a file of members' names: GraphML, or two names a line."
-        ),
-    ] = "groups",
-    regroup: Annotated[str, typer.Option(help="each-round; or never: members travel in fixed cohorts.")] = "each-round",
-    masks: Annotated[
-        bool, typer.Option("--masks/--no-masks", help="Hide single updates: only sums are revealed.")
-    ] = True,
-    rounds: Annotated[int, typer.Option(help="Rounds of local training and averaging.")] = 60,
-    suite: Annotated[str, typer.Option(help="The cipher suite: aes, sm4 or gm.")] = "aes",
-    seed: Annotated[int, typer.Option(help="Draws the initial model.")] = 0,
-    data: Annotated[
-        Path | None, typer.Option(help="For --task tabular: a CSV or Parquet file that the columns are drafted from.")
-    ] = None,
-    target: Annotated[str | None, typer.Option(help="For --task tabular: the column to be learned.")] = None,
-) -> None:
-    """Draw up a charter without members: the task, the initial model and the terms."""
-    from p2pfl.learning.table_draft import draft_table
-    from p2pfl.node.federation import CHARTER_FILE, draft_charter, save_charter, topology_terms
-
-    path = folder / CHARTER_FILE
-    if path.exists():
-        raise InvalidConfig(f"{path}: exists already; name another folder")
-    if (data is None) != (target is None) or (task == "tabular" and data is None):
-        raise InvalidConfig("--task tabular needs both --data FILE and --target COLUMN; other tasks take neither")
-    drafted = None if data is None or target is None else draft_table(data, target)
-    averaging = {**topology_terms(topology), "regroup": regroup, **({} if masks else {"masks": "off"})}
-    terms = {"training": {"rounds": rounds}, "averaging": averaging, "security": {"suite": suite}}
-    charter = draft_charter(folder, name, task, terms, seed, drafted.terms if drafted is not None else None)
-    save_charter(path, charter)
-    _say(f"{path}: a draft of {charter.name}: {task}, {charter.model.parameters} parameters, no members yet")
-    if drafted is not None:
-        for line in drafted.review:
-            _say(f"- {line}")
-        _say("ranges are rounded outwards and rare values left out, but what is there comes from your file: review it,")
-        _say("widen it to what any member may have, and run p2pfl charter model after changing columns")
-    _say("edit its terms now: nobody can change them once members have signed")
-    _say(f"next: every member runs p2pfl charter join {path} --config THEIR-FOLDER, and passes the folder on")
-
-
-@charter_app.command("from", epilog="Next: p2pfl charter show, then every member runs p2pfl charter join.")
-def charter_from(
-    scenario: ScenarioName,
-    folder: Annotated[Path, typer.Argument(help="Where charter.toml and initial.safetensors are put.")],
-    changes: Changes = None,
-    seed: Annotated[int, typer.Option(help="Draws the initial model.")] = 0,
-) -> None:
-    """Turn a scenario, the rehearsal of a federation, into a charter's draft. Masks are on unless it says otherwise."""
-    from p2pfl.node.federation import CHARTER_FILE, draft_charter, save_charter
-    from p2pfl.simulation.charter_terms import draft_terms
-    from p2pfl.simulation.scenario import load
-
-    chosen, path = load(scenario, changes or ()), folder / CHARTER_FILE
-    if path.exists():
-        raise InvalidConfig(f"{path}: exists already; name another folder")
-    terms, left_out = draft_terms(chosen)
-    charter = draft_charter(folder, chosen.name, chosen.data.task, terms, seed)
-    save_charter(path, charter)
-    _say(f"{path}: a draft of {charter.name}: {charter.task.source}, {charter.model.parameters} parameters, no members")
-    for line in left_out:
-        _say(f"- left out: {line}")
-    _say("edit its terms now: nobody can change them once members have signed")
-    _say(f"next: p2pfl charter show {path}; then every member runs p2pfl charter join {path} --config THEIR-FOLDER")
-
-
-@charter_app.command("model", epilog="Next: every member runs p2pfl charter join, and p2pfl charter sign.")
-def charter_model(
-    charter: CharterFile = Path("charter.toml"),
-    seed: Annotated[int, typer.Option(help="Draws the initial model.")] = 0,
-) -> None:
-    """Draw the initial model again, after the columns of the task's table were edited. Signatures become void."""
-    from p2pfl.node.federation import load_charter, redraw_model, save_charter
-
-    draft = load_charter(charter)
-    drawn = redraw_model(charter, draft, seed)
-    save_charter(charter, drawn)
-    _say(f"{charter.parent / drawn.model.file}: {drawn.model.parameters} parameters")
-    if draft.signatures and not drawn.signatures:
-        _say(f"the signatures of {', '.join(draft.signatures)} were for the draft as it was; they must sign again")
-
-
-@charter_app.command("join", epilog="Next, when all have joined: every member runs p2pfl charter sign.")
-def charter_join(charter: CharterFile = Path("charter.toml"), config: ConfigFile = Path("peer.toml")) -> None:
-    """Add this member to a draft, or update its addresses there. Signatures given so far become void."""
-    from p2pfl.node.federation import join_charter, load_charter, open_home, remember_charter, save_charter
-
-    home = open_home(config)
-    if not home.config.announce:
-        example = 'announce = ["/dns4/peer.example.org/tcp/4001"]'
-        raise InvalidConfig(f"{config}: announce: empty; write where the others reach this peer, e.g. {example}")
-    draft = load_charter(charter)
-    had_key = home.sm2_key_path.exists()
-    member = home.member(draft)
-    joined = join_charter(draft, member)
-    save_charter(charter, joined)
-    if remember_charter(home, charter):
-        _say(f"{home.path / home.file}: charter is now {charter}")
-    if home.sm2_key_path.exists() and not had_key:
-        _say(f"{home.sm2_key_path}: made this member's SM2 key, for its signatures; back it up with the identity's")
-    _say(f"{charter}: {member.name} has joined; members: {', '.join(known.name for known in joined.members)}")
-    if draft.signatures and not joined.signatures:
-        _say(f"the signatures of {', '.join(draft.signatures)} were for the draft as it was; they must sign again")
-    _say(f"next: when all have joined, every member runs p2pfl charter sign {charter} --config THEIR-FOLDER")
-
-
-@charter_app.command("sign", epilog="Next, when all have signed: every member runs p2pfl peer.")
-def charter_sign(charter: CharterFile = Path("charter.toml"), config: ConfigFile = Path("peer.toml")) -> None:
-    """Sign the charter as this member, after checking its task file and its initial model."""
-    from p2pfl.crypto.identity import charter_faults, sign_charter
-    from p2pfl.node.federation import load_charter, open_home, remember_charter, save_charter, terms_faults
-
-    home = open_home(config)
-    draft = load_charter(charter)
-    for fault in terms_faults(charter, draft):
-        raise InvalidConfig(f"not signed: {fault}")
-    signer = home.signer(draft.security.suite)
-    signed = sign_charter(draft, home.config.name, signer.identity, signer.sm2_key)
-    save_charter(charter, signed)
-    if remember_charter(home, charter):
-        _say(f"{home.path / home.file}: charter is now {charter}")
-    _say(f"{charter}: {home.config.name} has signed {signed.hash().hex()[:16]}")
-    faults = charter_faults(signed)
-    if faults:
-        _say(f"missing: {'; '.join(faults)}")
-        _say("next: pass the folder on to them")
-    else:
-        _say(f"all {len(signed.members)} members have signed: the charter is in force")
-        _say(f"next: everyone takes a copy of {charter.parent or '.'}, and runs p2pfl peer --config THEIR-FOLDER")
-
-
-@charter_app.command("show", epilog="Next: p2pfl charter sign, if you agree; p2pfl charter check, to see who has.")
-def charter_show(charter: CharterFile = Path("charter.toml")) -> None:
-    """Print what a charter says, in words."""
-    from p2pfl.node.federation import load_charter
-    from p2pfl.simulation.charter_text import describe_charter
-
-    for line in describe_charter(load_charter(charter)):
-        _say(line)
-
-
-@charter_app.command("check", epilog="Next, when nothing is missing: every member runs p2pfl peer.")
-def charter_check(charter: CharterFile = Path("charter.toml")) -> None:
-    """Check signatures, task file and initial model; name who or what is missing or wrong (exit code 2)."""
-    from p2pfl.crypto.identity import charter_faults
-    from p2pfl.node.federation import load_charter, terms_faults
-    from p2pfl.node.live import UNMASKED
-    from p2pfl.simulation.charter_text import describe_sums
-
-    known = load_charter(charter)
-    faults = [*terms_faults(charter, known), *charter_faults(known)]
-    for fault in faults:
-        _say(f"- {fault}")
-    if faults:
-        raise InvalidConfig(
-            f"{charter}: not in force: {len(faults)} thing{'s' if len(faults) > 1 else ''} missing or wrong"
-        )
-    if known.averaging.masks == "off":
-        _say(UNMASKED)
-    for line in describe_sums(known) if known.averaging.masks == "on" else ():
-        _say(line)
-    _say(f"{charter}: in force: {known.name}, {len(known.members)} members, {known.hash().hex()[:16]}")
 
 
 @data_app.command("check", epilog="Next: p2pfl charter sign, or p2pfl peer.")
@@ -318,36 +91,14 @@ def data_check(
         raise InvalidConfig(f"{charter}: has no task.table to check a file against; its task reads data in its own way")
     found = check_table(data, table)
     for fault in found.faults:
-        _say(f"- {fault}")
+        say(f"- {fault}")
     if found.unread:
-        _say(f"not read, as the charter does not name them: {', '.join(map(repr, found.unread))}")
+        say(f"not read, as the charter does not name them: {', '.join(map(repr, found.unread))}")
     if found.faults:
         count = len(found.faults)
         raise InvalidConfig(f"{data}: does not fit: {count} thing{'s' if count > 1 else ''} missing or wrong")
-    _say(f"{data}: fits: {found.rows} rows")
-
-
-@app.command(epilog="Next: p2pfl evaluate, p2pfl predict and p2pfl export, with the folder of peer.toml.")
-def peer(config: ConfigFile = Path("peer.toml")) -> None:
-    """Run this member's peer until the federation's last round. Ctrl-C leaves at the end of a round."""
-    from p2pfl.node.federation import open_home
-    from p2pfl.node.live import LiveView, following
-    from p2pfl.node.peer import Peer
-    from p2pfl.node.tracefile import TRACE_FILE, TraceReader
-
-    home = open_home(config)
-    prepared = Peer.prepare(home)
-    charter = prepared.federation.charter
-    console = Console(highlight=False)
-    masked = charter.averaging.masks == "on"
-    name, reader = home.config.name, TraceReader(home.run_path / TRACE_FILE, skip=True)
-    with (
-        LiveView([name], charter.training.rounds, console, str(home.run_path), masked=masked) as view,
-        following(reader, name, view),
-    ):
-        prepared.run()
-    _say(f"the model is in {home.run_path / 'model.safetensors'}")
-    _say(f"next: p2pfl evaluate {home.path}")
+    say(f"{data}: fits: {found.rows} rows")
+    say("next: name it as path under [data] in peer.toml, then p2pfl doctor FOLDER")
 
 
 @app.command(epilog="Next: p2pfl evaluate and p2pfl export with its folder, or your own task: docs/own-task.md.")
@@ -426,7 +177,7 @@ def _demo(path: Path, numbered: bool, **settings: Any) -> None:
     console.print(make_report(path))
     killed = {name: failure for name, failure in failures.items() if failure.killed}
     if killed:
-        _say(f"{describe(killed, chosen.peers)}: the others went on")
+        say(f"{describe(killed, chosen.peers)}: the others went on")
     _say_next(path)
     failed = {name: failure for name, failure in failures.items() if not failure.killed}
     if failed:
@@ -434,8 +185,8 @@ def _demo(path: Path, numbered: bool, **settings: Any) -> None:
 
 
 def _say_next(path: Path) -> None:
-    _say(f"plots, traces and models are in {path}")
-    _say(f"next: p2pfl evaluate {path}, p2pfl export {path} model.safetensors, or your own task: docs/own-task.md")
+    say(f"plots, traces and models are in {path}")
+    say(f"next: p2pfl evaluate {path}, p2pfl export {path} model.safetensors, or your own task: docs/own-task.md")
 
 
 @app.command("verify-wire", epilog="Next: open the pcap file in Wireshark, or p2pfl suites.")
@@ -504,7 +255,7 @@ def topology(
 
     if name is None:
         for known, what in topologies():
-            _say(f"{known:<16}{what}")
+            say(f"{known:<16}{what}")
         return
     found = analyse(name, peers, seed=seed, group_size=group_size, colluders=colluders, alpha_min=alpha_min,
                     parameters=parameters)  # fmt: skip
@@ -529,7 +280,7 @@ def report(run: RunFolder) -> None:
         return
     made = make_report(run)
     Console(highlight=False).print(made)
-    _say(f"plots are in {made.path}")
+    say(f"plots are in {made.path}")
 
 
 @app.command(epilog="Next: p2pfl predict RUN FILE, or p2pfl export RUN FILE.")
@@ -561,7 +312,7 @@ def predict(
         typer.echo(text, nl=False)
     else:
         output.write_text(text)
-        _say(f"{output}: {text.count(chr(10)) - 1} predictions")
+        say(f"{output}: {text.count(chr(10)) - 1} predictions")
 
 
 @app.command(epilog="Next: safetensors.torch.load_file(FILE) gives the state dict of the task's model.")
@@ -574,9 +325,9 @@ def export(
     from p2pfl.simulation.outcome import export_run
 
     chosen, agreed = export_run(run, output, member)
-    _say(f"{output}: the model of {chosen}" + (", within the charter's tolerance of all others" if agreed else ""))
+    say(f"{output}: the model of {chosen}" + (", within the charter's tolerance of all others" if agreed else ""))
     if not agreed:
-        _say("the peers did not average down to the charter's tolerance: other members' models differ from this one")
+        say("the peers did not average down to the charter's tolerance: other members' models differ from this one")
 
 
 @app.command(epilog="Next: p2pfl replay ... --peer m3 --round 1, to see one peer's part in one round.")
@@ -624,10 +375,10 @@ def replay(
         lines, reason = run_mix(seed or 0, mix, **network, bits=bits, weighted=weighted)
     if save is not None:
         save.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        _say(f"{save}: {len(lines)} lines")
+        say(f"{save}: {len(lines)} lines")
     else:
         for line in tell(lines, peer, round_, everything=all_):
-            _say(line)
+            say(line)
     if reason:
         raise RoundFailed(f"an invariant was violated: {reason}")
 
@@ -639,8 +390,8 @@ def scenario_list() -> None:
 
     for name in names():
         found = load(name)
-        _say(f"{name}{f' (p2pfl sweep {name})' if found.sweep else ''}")
-        _say(f"    {found.description}")
+        say(f"{name}{f' (p2pfl sweep {name})' if found.sweep else ''}")
+        say(f"    {found.description}")
 
 
 @scenario_app.command("explain", epilog="Next: p2pfl simulate FILE.")
@@ -654,7 +405,7 @@ def scenario_explain(
     from p2pfl.simulation.scenario import explain, load
 
     for line in explain(None if scenario is None else load(scenario, changes or ())):
-        _say(line)
+        say(line)
 
 
 @app.command(epilog="Next: p2pfl compare RUN RUN, or p2pfl report RUN.")
@@ -692,8 +443,8 @@ def simulate(
         _write_events([run], files[0].parent)
     Console(highlight=False).print(make_comparison([run]))
     summary = run.summary
-    _say(f"{summary['seconds']:.1f} s on {summary['device']}, tier {summary['tier']}, {summary['threads']} threads")
-    _say(f"settings, curves and plots are in {files[0].parent}")
+    say(f"{summary['seconds']:.1f} s on {summary['device']}, tier {summary['tier']}, {summary['threads']} threads")
+    say(f"settings, curves and plots are in {files[0].parent}")
 
 
 @app.command(epilog="Next: p2pfl sweep NAME again goes on where it was stopped.")
@@ -734,10 +485,10 @@ def sweep(
         made = make_comparison(found.runs)
         files = save_comparison(made, found.folder)
         Console(highlight=False).print(made)
-        _say(f"{len(found.runs)} runs, {found.found} of them from before, are in {found.folder}")
-        _say(f"table and figures: {', '.join(file.name for file in files)}")
+        say(f"{len(found.runs)} runs, {found.found} of them from before, are in {found.folder}")
+        say(f"table and figures: {', '.join(file.name for file in files)}")
     for point, reason in found.failures.items():
-        _say(f"did not run: {point}: {reason}")
+        say(f"did not run: {point}: {reason}")
     if found.failures:
         raise RoundFailed(f"{len(found.failures)} of {len(found.failures) + len(found.runs)} runs failed")
 
@@ -758,7 +509,7 @@ def compare(
     made = make_comparison([open_simulated(path) for path in find(runs)], metric)
     files = save_comparison(made, output)
     Console(highlight=False).print(made)
-    _say(f"in {output}: {', '.join(file.name for file in files)}")
+    say(f"in {output}: {', '.join(file.name for file in files)}")
 
 
 def _write_events(runs: Sequence[Any], folder: Path) -> None:
@@ -772,19 +523,19 @@ def _write_events(runs: Sequence[Any], folder: Path) -> None:
 def _say_scenario(scenario: Any) -> None:
     """Say what is about to run, and whether masks are simulated."""
     averaging, training = scenario.averaging, scenario.training
-    _say(f"{scenario.name}: {scenario.description or 'no description'}")
+    say(f"{scenario.name}: {scenario.description or 'no description'}")
     seeds = f"{len(scenario.seeds)} seeds side by side" if len(scenario.seeds) > 1 else f"seed {scenario.seeds[0]}"
-    _say(f"{scenario.peers} peers, {scenario.data.task}, {training.algorithm} on {averaging.topology}, {seeds}")
+    say(f"{scenario.peers} peers, {scenario.data.task}, {training.algorithm} on {averaging.topology}, {seeds}")
     attackers, defence = scenario.attackers, scenario.defence
     if scenario.compression.name != "none":
-        _say(f"compression by {scenario.compression.name}")
+        say(f"compression by {scenario.compression.name}")
     if attackers.attack != "none" or defence.rule != "none":
-        _say(f"{attackers.among(scenario.peers)} attackers, by {attackers.attack}; defence: {defence.rule}")
+        say(f"{attackers.among(scenario.peers)} attackers, by {attackers.attack}; defence: {defence.rule}")
     for key, values in scenario.sweep.items():
-        _say(f"for each of {key} = {', '.join(map(str, values))}")
+        say(f"for each of {key} = {', '.join(map(str, values))}")
     if "averaging.masks" not in scenario.sweep:
         on = averaging.masks == "on"
-        _say(f"masks are {'on: values go through their fixed point' if on else 'off: UNMASKED'}")
+        say(f"masks are {'on: values go through their fixed point' if on else 'off: UNMASKED'}")
 
 
 def _report_simulated(path: Path) -> None:
@@ -795,7 +546,7 @@ def _report_simulated(path: Path) -> None:
     opened = open_simulated(path)
     files = draw_run(opened)
     Console(highlight=False).print(make_comparison([opened]))
-    _say(f"plots are in {files[0].parent}")
+    say(f"plots are in {files[0].parent}")
 
 
 @contextmanager
@@ -863,7 +614,10 @@ def _command(arguments: Sequence[str]) -> str:
         word
         for word in arguments[:2]
         if word
-        in {"charter", "data", "scenario", *_names(app), *_names(charter_app), *_names(data_app), *_names(scenario_app)}
+        in {
+            *("charter", "data", "scenario"),
+            *(name for group in (app, charter_app, data_app, scenario_app) for name in _names(group)),
+        }
     ]
     return " ".join(["p2pfl", *words])
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -27,7 +28,7 @@ COMMANDS = [
     [],
     ["init"],
     ["charter"],
-    *(["charter", name] for name in ("new", "from", "model", "join", "sign", "show", "check")),
+    *(["charter", name] for name in ("new", "from", "model", "join", "sign", "show", "diff", "check")),
     ["data"],
     ["data", "check"],
     ["scenario"],
@@ -37,6 +38,8 @@ COMMANDS = [
         [name]
         for name in ("peer", "demo", "report", "evaluate", "predict", "export", "suites", "verify-wire", "replay")
     ),
+    ["status"],
+    ["doctor"],
     ["topology"],
 ]
 
@@ -123,7 +126,7 @@ def test_every_command_explains_itself_and_says_what_comes_next(p2pfl: Commands,
     assert f"Usage: p2pfl {' '.join(command)}".rstrip() in text
     match command:
         case []:
-            for word in ("p2pfl demo", "p2pfl init", "charter new | join | sign | show | check", "--debug"):
+            for word in ("p2pfl demo", "p2pfl init", "charter new | join | sign | show | check | diff", "--debug"):
                 assert word in text
         case ["charter"]:
             assert "what all members agree on before round 0" in text
@@ -227,7 +230,7 @@ def test_a_table_is_drafted_reviewed_checked_and_its_model_drawn_again(p2pfl: Co
     assert "column    age: 20.0 to 70.0" in told
     assert "column    job: 'craft', 'office'" in told
     assert "scaling   from round 0, in which all members' moments are averaged; hidden layers of 32" in told
-    assert p2pfl.well("data", "check", charter, own).endswith(f"{own}: fits: 40 rows\n")
+    assert f"{own}: fits: 40 rows\nnext: " in p2pfl.well("data", "check", charter, own)
 
     other = write_credits(tmp_path / "other.csv", age=[300, *[30] * 39], job=["sailor"] * 40)
     ended = p2pfl("data", "check", charter, other)
@@ -285,9 +288,11 @@ def test_the_way_from_init_to_a_charter_in_force(p2pfl: Commands, tmp_path: Path
     assert "all 3 members have signed: the charter is in force" in said
     assert "next: everyone takes" in said
     charter = load_charter(tmp_path / draft)
-    in_force = f"{draft}: in force: meadow, 3 members, {charter.hash().hex()[:16]}\n"
+    in_force = (
+        f"{draft}: in force: meadow, 3 members, {charter.hash().hex()[:16]}\nnext: every member runs p2pfl doctor"
+    )
     said = p2pfl.well("charter", "check", draft)
-    assert said.endswith(in_force)
+    assert in_force in said
     assert said.startswith("in a star of 3: one absence costs the round; 1 may work together and learn nothing\n")
 
     shown = p2pfl.well("charter", "show", draft)
@@ -379,6 +384,65 @@ def test_joining_without_an_address_says_where_to_write_one(p2pfl: Commands) -> 
     assert "announce: empty; write where the others reach this peer" in p2pfl.fault(
         "charter", "join", "agreed/charter.toml", "--config", "ant"
     )
+
+
+def documented_keys() -> dict[str, list[str]]:
+    """Return the keys that the operator's page gives for each command's JSON."""
+    page = (Path(__file__).parent.parent / "docs" / "operator.md").read_text()
+    rows = [line.split("|")[1:3] for line in page.split("| command | keys |")[1].splitlines() if line.startswith("| `")]
+    return {command.strip().strip("`"): keys.replace("`", "").strip().split(", ") for command, keys in rows}
+
+
+def test_each_command_of_the_way_answers_programs_too(p2pfl: Commands, tmp_path: Path) -> None:
+    documented = documented_keys()
+
+    def told(*arguments: str, code: int = 0) -> dict[str, Any]:
+        ended = p2pfl(*arguments, "--json")
+        assert ended.code == code
+        found = json.loads(ended.out)
+        command = " ".join(arguments[: 2 if arguments[0] == "charter" else 1])
+        assert list(found) == documented[command], "docs/operator.md says so"
+        assert found["next"].isprintable()
+        assert found["next"]
+        return dict(found)
+
+    for port, name in enumerate(("ant", "bee"), 4001):
+        made = told("init", name, "--announce", f"/ip4/127.0.0.1/tcp/{port}")
+        assert made["peer_id"] == open_home(tmp_path / name).identity().peer_id
+        assert (made["member"], made["folder"], made["announce"]) == (name, name, [f"/ip4/127.0.0.1/tcp/{port}"])
+    draft = "agreed/charter.toml"
+    p2pfl.well("charter", "new", "agreed", "--no-masks")
+    joined = told("charter", "join", draft, "--config", "ant")
+    assert (joined["members"], joined["void_signatures"], joined["remembered"]) == (["ant"], [], True)
+    Path("early").mkdir()
+    Path("early/charter.toml").write_bytes(Path(draft).read_bytes())
+    told("charter", "join", draft, "--config", "bee")
+    signed = told("charter", "sign", draft, "--config", "ant")
+    assert (signed["in_force"], signed["faults"]) == (False, ["bee has not signed"])
+    assert p2pfl("charter", "check", draft, "--json").line().endswith("not in force: 1 thing missing or wrong")
+    assert told("charter", "check", draft, code=2)["faults"] == ["bee has not signed"]
+    assert told("status", "bee")["next"].startswith("p2pfl charter sign agreed/charter.toml --config bee")
+    shown = told("charter", "show", draft)
+    assert (shown["signed"], shown["unsigned"], shown["terms"]["training"]["rounds"]) == (["ant"], ["bee"], 60)
+    assert told("charter", "sign", draft, "--config", "bee")["in_force"] is True
+    checked = told("charter", "check", draft)
+    digest = load_charter(tmp_path / draft).hash().hex()
+    assert (checked["in_force"], checked["hash"], checked["federation"]) == (True, digest, "federation")
+
+    differing = told("charter", "diff", "early/charter.toml", draft, code=1)
+    assert differing["same"] is False
+    assert {each["key"].rpartition(".")[0] for each in differing["terms"]} == {"members.bee"}
+    assert told("charter", "diff", draft, draft)["same"] is True
+    said = p2pfl("charter", "diff", "early/charter.toml", draft)
+    assert (said.code, "members.bee.peer_id: not there -> " in said.out) == (1, True)
+    assert said.out.splitlines()[-1] == "next: agree on one of them; every member joins and signs that one"
+
+    where = told("status", "ant")
+    assert (where["running"], where["charter"]["in_force"], where["members"]) == (False, True, {"bee": "unknown"})
+    assert where["next"] == "p2pfl doctor ant, then p2pfl peer --config ant"
+    assert "next: p2pfl doctor ant, then p2pfl peer --config ant\n" in p2pfl.well("status", "ant")
+    assert "p2pfl init NAME" in told("doctor", "agreed", code=1)["next"]
+    assert p2pfl.fault("status", "agreed").startswith("agreed/peer.toml: this peer's settings cannot be read")
 
 
 # What stops a peer

@@ -52,9 +52,9 @@ def test_the_content_is_the_modules_by_layer_and_the_imports_between_layers(
 ) -> None:
     content = draw.read_content(graph)
     assert [layer.name for layer in content.layers] == [
-        "cli", "simulation", "node", "learning", "gossip", "crypto", "core",
+        "cli", "commands", "simulation", "node", "learning", "gossip", "crypto", "core",
     ]  # fmt: skip
-    assert content.layers[2].modules == {"": ["driver"], "libp2p": ["host"]}
+    assert content.layers[3].modules == {"": ["driver"], "libp2p": ["host"]}
     assert content.imports == [("node", "core", 1)]
 
 
