@@ -111,7 +111,7 @@ def _curve(values: Mapping[str, dict[str, float]]) -> Curve:
 
 
 def _train(run: Run, shares: Mapping[str, Data]) -> Baselines:
-    task, rounds = run.federation.task.task, run.charter.training.rounds
+    task, rounds = run.federation.task.task, run.charter.rounds
     model = make_model(task)
     load_model(run.federation.model_path, model)
     initial = flatten(model)

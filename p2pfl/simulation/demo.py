@@ -244,7 +244,7 @@ def _faults(federation: LocalFederation, launcher: Launcher) -> Iterator[Chaos]:
     names = [home.config.name for home in federation.homes]
     with gates_of(federation) as gates:
         faults = draw_faults(names, charter.averaging.topology_seed)
-        yield Chaos(names, charter.training.rounds, faults, most_at_once(charter), LocalHands(launcher, gates))
+        yield Chaos(names, charter.rounds, faults, most_at_once(charter), LocalHands(launcher, gates))
 
 
 class _Watch:

@@ -175,7 +175,7 @@ def summarise(run: Run, against: Baselines, shares: Mapping[str, Data] | None) -
         federation=charter.name,
         charter=charter.hash().hex(),
         metric=metric,
-        rounds=charter.training.rounds,
+        rounds=charter.rounds,
         parameters=charter.model.parameters,
         overlay=overlay_summary(run),
         groups=groups_summary(run) if run.charter.averaging.topology == "groups" else None,
