@@ -26,6 +26,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 CHANGE_CLIP = 0.5
 """The default of `AveragingTerms.change_clip`, measured on `digits` with 8 peers and the demo's settings: the largest
 change of a parameter in round 0 is 0.54, in round 59 it is 0.09, and half of them are below 0.002 throughout."""
+MOST_EPSILON = 128.0
+"""Far above what protects anybody; the error of drawing noise counts e^epsilon times, and is too small to see up to
+here."""
 MOST_COLUMNS, MOST_VALUES, LONGEST_TEXT = 10_000, 10_000, 200
 """Columns of a table, values of a category and characters of either's name: guesses far above what tables have."""
 
@@ -335,7 +338,7 @@ class PrivacyTerms(Settings):
     """
 
     noise: Annotated[float, Field(ge=1e-3, le=1e3, allow_inf_nan=False)]
-    epsilon: Annotated[float, Field(gt=0, le=200, allow_inf_nan=False)]
+    epsilon: Annotated[float, Field(gt=0, le=MOST_EPSILON, allow_inf_nan=False)]
     delta: Annotated[float, Field(ge=1e-12, le=0.01, allow_inf_nan=False)] = 1e-5
     survivors: Annotated[int, Field(ge=3, le=64)] | None = None
 

@@ -16,13 +16,13 @@ the first). Nothing is subtracted for sampling: groups are drawn from what all m
 import math
 from dataclasses import dataclass
 
-SAMPLING_ERROR = 2.0**-118
+SAMPLING_ERROR = 2.0**-340
 """The most by which one value of noise differs from a discrete Gaussian, in total variation; what
 `p2pfl.crypto.gaussian` keeps."""
 LEAST_DEVIATION = 4.0
 """In units of the words, of one member's noise. The sum of m discrete Gaussians of this deviation s is within
 10 m exp(-pi^2 s^2) of one, in the exponent (Kairouz et al., theorem 1): 1e-66 for m = 64."""
-MOST_ROUNDING = 0.01
+MOST_ROUNDING = 0.05
 """What rounding to words may take from the clip, as a share: sqrt(values) / 2 units. A guess of what nobody minds."""
 MOST_SURVIVORS = 64
 """Of whose noises the sampling error is counted; no group is larger."""

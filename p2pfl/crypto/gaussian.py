@@ -4,18 +4,18 @@ The discrete Gaussian of parameter s gives the integer x with a probability prop
 (Canonne, Kamath and Steinke 2020, arXiv 2004.00030, definition 1). It is drawn here from tables, not by rejection as
 there (algorithm 3): a value takes 10 bytes of keystream for each table and no loop, so whole vectors are drawn at once.
 
-*One table*, for s up to `_MOST`: Walker's alias method with 2^k columns. Weights are integers of 320 bits, thresholds
-have 128 bits; the second half of one is looked at only where the first leaves it open. So a column's threshold is off
-by less than 2^-128, and with it the distribution, in total variation. Values beyond 13 s are left out: together they
-have less than 2 exp(-13^2 / 2) < 2^-120.
+*One table*, for s up to `_MOST`: Walker's alias method with 2^k columns. Weights are integers of 576 bits, thresholds
+have 384 bits; all but the first 64 of them are looked at only where these leave it open. So a column's threshold is off
+by less than 2^-384, and with it the distribution, in total variation. Values beyond 22 s are left out: together they
+have less than 2 exp(-22^2 / 2) < 2^-348. So much, as the error counts e^epsilon times.
 
-*Digits*, for larger s: X + 256 Y, with X of deviation 1024 and Y of sqrt(s^2 - 1024^2) / 256, which again may have
-digits. Given x = X + 256 Y, the exponents' sum is that of x under s and one of y around a multiple of x, with deviation
-t, 1 / t^2 = 256^2 / 1024^2 + 1 / s_Y^2. Summed over all integers y the latter is the same for all x but for a factor
-within 1 +- 3 exp(-2 pi^2 t^2), by Poisson's summation formula. As s_Y >= 4, t^2 >= 8: that is 2^-226. (Micciancio and
+*Digits*, for larger s: X + 128 Y, with X of deviation 1024 and Y of sqrt(s^2 - 1024^2) / 128, which again may have
+digits. Given x = X + 128 Y, the exponents' sum is that of x under s and one of y around a multiple of x, with deviation
+t, 1 / t^2 = 128^2 / 1024^2 + 1 / s_Y^2. Summed over all integers y the latter is the same for all x but for a factor
+within 1 +- 3 exp(-2 pi^2 t^2), by Poisson's summation formula. As s_Y >= 8, t^2 >= 32: that is 2^-909. (Micciancio and
 Walter, CRYPTO 2017, sample so, in the same way.)
 
-With up to three tables a value's total variation from the discrete Gaussian is below 2^-118:
+With up to four tables a value's total variation from the discrete Gaussian is below 2^-340:
 `p2pfl.core.privacy.SAMPLING_ERROR`. Which entries are read follows from the noise: this is not constant-time.
 """
 
@@ -32,13 +32,15 @@ from p2pfl.core.errors import InvalidConfig, LocalError
 from p2pfl.crypto.masks import SEED_BYTES
 from p2pfl.crypto.suite import BLOCK_BYTES, Suite
 
-TAIL = 13
+TAIL = 22
 """Deviations of a table; see above."""
 MOST_DEVIATION = 2.0**26
 """In units of the words: more than fits into any ring."""
-_BASE, _DIGIT = 256, 1024
-_MOST = float(np.sqrt(_DIGIT**2 + (4 * _BASE) ** 2))
-_BITS = 320
+_BASE, _DIGIT = 128, 1024
+_MOST = float(np.sqrt(_DIGIT**2 + (8 * _BASE) ** 2))
+_BITS, _DECIMALS = 576, 200
+_FIRST, _REST = 64, 40
+"""Bits of a threshold that are always compared, and bytes of it that hardly ever are."""
 _BLOCK = 1 << 15
 """Values drawn at a time: what they take stays in the second-level cache, as masks do."""
 
@@ -51,14 +53,14 @@ class _Table:
 
     Attributes:
         tail: the largest absolute value.
-        high: uint64 [columns]: the first half of the threshold below which a column gives itself.
-        low: uint64 [columns]: its second half.
+        high: uint64 [columns]: the first bits of the threshold below which a column gives itself.
+        low: its further bytes, `_REST` of each column, the highest first.
         alias: uint16 [columns].
     """
 
     tail: int
     high: NDArray[np.uint64]
-    low: NDArray[np.uint64]
+    low: bytes
     alias: NDArray[np.uint16]
 
 
@@ -67,7 +69,7 @@ def _weights(deviation: float, tail: int) -> list[int]:
 
     Each follows from the one before: what is cut off adds up to less than tail^2 units.
     """
-    context = Context(prec=110)
+    context = Context(prec=_DECIMALS)
     square = context.multiply(Decimal(deviation), Decimal(deviation))
     one = 1 << _BITS
     ratio, change = (int(context.multiply(context.exp(context.divide(Decimal(x), square)), Decimal(one)))
@@ -88,22 +90,23 @@ def _table(deviation: float) -> _Table:
     columns = 1 << (len(weights) - 1).bit_length()
     total = sum(weights)
     shares = [weight * columns for weight in weights] + [0] * (columns - len(weights))
-    thresholds, alias = [(1 << 128) - 1] * columns, list(range(columns))
+    bits = _FIRST + 8 * _REST
+    thresholds, alias = [(1 << bits) - 1] * columns, list(range(columns))
     small = [column for column, share in enumerate(shares) if share < total]
     large = [column for column, share in enumerate(shares) if share >= total]
     while small and large:
         column, other = small.pop(), large[-1]
-        thresholds[column], alias[column] = (shares[column] << 128) // total, other
+        thresholds[column], alias[column] = (shares[column] << bits) // total, other
         shares[other] -= total - shares[column]
         if shares[other] < total:
             small.append(large.pop())
-    high = np.array([threshold >> 64 for threshold in thresholds], np.uint64)
-    low = np.array([threshold & (2**64 - 1) for threshold in thresholds], np.uint64)
-    return _Table(tail, high, low, np.array(alias, np.uint16))
+    whole = [threshold.to_bytes(bits // 8) for threshold in thresholds]
+    high = np.array([threshold >> 8 * _REST for threshold in thresholds], np.uint64)
+    return _Table(tail, high, b"".join(each[-_REST:] for each in whole), np.array(alias, np.uint16))
 
 
 def _digits(deviation: float) -> list[float]:
-    """Return the deviations of the digits to base 256, the lowest first."""
+    """Return the deviations of the digits to base 128, the lowest first."""
     found = []
     while deviation > _MOST:
         found.append(float(_DIGIT))
@@ -146,7 +149,7 @@ class Gaussian:
 
     @property
     def largest(self) -> int:
-        """The largest absolute value that can come: below 19 deviations, whichever tables it is made of."""
+        """The largest absolute value that can come: below 32 deviations, whichever tables it is made of."""
         return sum(table.tail * _BASE**place for place, table in enumerate(self._tables))
 
     def take(self, count: int) -> Integers:
@@ -165,8 +168,9 @@ class Gaussian:
         tried = self._bytes(8 * count).view("<u8")
         threshold = table.high[columns]
         kept = tried < threshold
-        for open_ in np.flatnonzero(tried == threshold):
-            kept[open_] = self._bytes(8).view("<u8")[0] < table.low[columns[open_]]
+        for place in np.flatnonzero(tried == threshold):
+            column = int(columns[place])
+            kept[place] = self._bytes(_REST).tobytes() < table.low[column * _REST : (column + 1) * _REST]
         return np.where(kept, columns, table.alias[columns]).astype(np.int64) - table.tail
 
     def _bytes(self, count: int) -> NDArray[np.uint8]:

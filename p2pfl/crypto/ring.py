@@ -42,8 +42,8 @@ _TOLD = 1 << 16
 """In the canary's word, beside its 1: a loss is told. There are fewer members than this."""
 MAX_CLIPPED = 0.001
 """The share of coordinates that may be clipped: a guess; more of them is a clip that does not suit the model."""
-NOISE_ROOM = 20
-"""Deviations of noise that a word has room for: `p2pfl.crypto.gaussian` stays below 19."""
+NOISE_ROOM = {16: 23, 32: 32}
+"""Deviations of noise that a word of so many bits has room for: `p2pfl.crypto.gaussian` stays below that."""
 _MIN_CLIP, _MAX_CLIP = 2.0**-64, 2.0**64
 _BLOCK = 1 << 16
 _ALIGNMENT = 16
@@ -62,7 +62,7 @@ class Ring:
         members: the most peers that can be in the sum.
         clip: the largest |alpha * x| that is represented, in the values' unit.
         noise: the standard deviation of the noise that each member adds to a word, in the values' unit; 0 for none.
-            `largest` leaves room for 20 of them, which it never exceeds (`p2pfl.crypto.gaussian`).
+            `largest` leaves room for the most that ever comes (`p2pfl.crypto.gaussian`).
 
     Raises:
         InvalidConfig: no such ring, or no room in it for that many members and their noise.
@@ -98,11 +98,11 @@ class Ring:
     def largest(self) -> int:
         """The largest absolute word of one member before noise, rounded down to a float32.
 
-        floor((2^(b - 1) - 1) / members), times clip / (clip + NOISE_ROOM * noise) where there is noise.
+        floor((2^(b - 1) - 1) / members), times clip / (clip + NOISE_ROOM noise) where there is noise.
         """
         exact = self.most
         if self.noise:
-            exact = int(exact * (self.clip / (self.clip + NOISE_ROOM * self.noise)))
+            exact = int(exact * (self.clip / (self.clip + NOISE_ROOM[self.bits] * self.noise)))
         excess = max(0, exact.bit_length() - 24)
         return exact >> excess << excess
 

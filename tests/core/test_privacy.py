@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import integrate, optimize, stats
 
+from p2pfl.core.charter import MOST_EPSILON
 from p2pfl.core.privacy import Budget, Noise, delta_of, epsilon_of, noise_for, rho_of
 
 CASES = [(rho, delta) for rho in (0.01, 0.1, 0.81, 2.0, 8.0, 40.0) for delta in (1e-10, 1e-6, 1e-5, 1e-2)]
@@ -24,7 +25,7 @@ def exact_epsilon(rho: float, delta: float) -> float:
 
 
 def test_a_published_run_costs_what_it_says() -> None:
-    """Next-word prediction in Spanish, in Gboard: rho = 0.81 (McMahan and Thakurta 2022, "Federated learning with formal
+    """Next words in Spanish, in Gboard: rho = 0.81 (McMahan and Thakurta 2022, "Federated learning with formal
     differential privacy guarantees"), and epsilon = 8.90 at delta = 1e-10 (Xu et al. 2023, arXiv 2305.18465).
     """
     assert epsilon_of(0.805, 1e-10) < 8.90 < epsilon_of(0.815, 1e-10), "they round rho to two digits"
@@ -104,9 +105,11 @@ def test_a_budget_bears_its_rounds_and_not_one_more() -> None:
 
 
 def test_samplers_that_are_not_exact_are_paid_for() -> None:
-    strict = Budget(noise=1000.0, epsilon=60.0, delta=1e-12, values=25_000_000)
-    assert not strict.bears(1), "e^60 times the error of 1.6e9 values is more than this delta"
-    assert Budget(noise=1000.0, epsilon=8.0, delta=1e-12, values=25_000_000).bears(1)
+    beyond = Budget(noise=1000.0, epsilon=230.0, delta=1e-12, values=25_000_000)
+    assert not beyond.bears(1), "e^230 times the error of 1.6e9 values is more than this delta"
+    for epsilon in (8.0, MOST_EPSILON):
+        unlimited = Budget(noise=1e6, epsilon=epsilon, delta=1e-12, values=1_000_000_000)
+        assert unlimited.bears(10_000_000), "within what charters allow it is nothing"
 
 
 @pytest.mark.parametrize(("rounds", "epsilon", "delta"), [(1, 0.1, 1e-5), (60, 8.0, 1e-5), (2000, 1.0, 1e-8)])
