@@ -27,6 +27,8 @@ Weigh topologies:     p2pfl topology
 
 Take part:            p2pfl peer --config bank-a/peer.toml
 
+What noise hides:     p2pfl privacy
+
 Use the model:        p2pfl report | evaluate | predict | export
 
 Rehearse and compare: p2pfl scenario list | explain, p2pfl simulate | sweep | compare
@@ -287,6 +289,7 @@ def charter_check(charter: CharterFile = Path("charter.toml")) -> None:
     from p2pfl.node.federation import load_charter, terms_faults
     from p2pfl.node.live import UNMASKED
     from p2pfl.simulation.charter_text import describe_sums
+    from p2pfl.simulation.privacy_text import describe_noise
 
     known = load_charter(charter)
     faults = [*terms_faults(charter, known), *charter_faults(known)]
@@ -299,6 +302,8 @@ def charter_check(charter: CharterFile = Path("charter.toml")) -> None:
     if known.averaging.masks == "off":
         _say(UNMASKED)
     for line in describe_sums(known) if known.averaging.masks == "on" else ():
+        _say(line)
+    for line in describe_noise(known):
         _say(line)
     _say(f"{charter}: in force: {known.name}, {len(known.members)} members, {known.hash().hex()[:16]}")
 
@@ -349,6 +354,34 @@ def peer(config: ConfigFile = Path("peer.toml")) -> None:
     _say(f"next: p2pfl evaluate {home.path}")
 
 
+@app.command(epilog="Next: p2pfl charter sign, if you agree; docs/privacy.md says what the numbers mean.")
+def privacy(
+    charter: Annotated[
+        Path | None, typer.Argument(help="A charter or draft; without it this member's own, and what is spent.")
+    ] = None,
+    config: ConfigFile = Path("peer.toml"),
+) -> None:
+    """Say what noise a charter adds, how many rounds its budget bears, and what this member has spent of it."""
+    from p2pfl.core.ids import PeerId
+    from p2pfl.node.checkpoints import spent_rho
+    from p2pfl.node.federation import load_charter, open_home
+    from p2pfl.node.peer import STATE_FOLDER
+    from p2pfl.simulation.privacy_text import NO_NOISE, describe_noise, describe_spent
+
+    home = open_home(config) if charter is None else None
+    known = load_charter(home.charter_path if home is not None else charter or Path())
+    if known.privacy is None:
+        _say(NO_NOISE)
+        return
+    for line in describe_noise(known):
+        _say(line)
+    member = None if home is None else known.member(home.config.name)
+    if home is not None and member is not None:
+        rho = spent_rho(home.run_path / STATE_FOLDER, known.hash(), PeerId(member.peer_id))
+        for line in describe_spent(known, rho):
+            _say(line)
+
+
 @app.command(epilog="Next: p2pfl evaluate and p2pfl export with its folder, or your own task: docs/own-task.md.")
 def demo(
     peers: Annotated[int, typer.Option(help="How many peers, each a process of its own.")] = 8,
@@ -372,6 +405,12 @@ def demo(
     bits: Annotated[
         int, typer.Option(help="Of masked words: 32, or 16 for changes where members share a base (--group-size 8).")
     ] = 32,
+    noise: Annotated[
+        float, typer.Option(help="Add noise to sums: its deviation, in multiples of the largest update's norm.")
+    ] = 0.0,
+    epsilon: Annotated[
+        float, typer.Option(help="Or: add as much as it takes that all rounds cost no more than this.")
+    ] = 0.0,
     chaos: Annotated[
         bool, typer.Option("--chaos", help="Kill, freeze and cut off peers meanwhile, and see them come back.")
     ] = False,
@@ -398,6 +437,8 @@ def demo(
             suite=suite,
             masks=masks,
             bits=bits,
+            noise=noise,
+            epsilon=epsilon,
             chaos=chaos,
         )
 
