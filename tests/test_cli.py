@@ -35,7 +35,18 @@ COMMANDS = [
     *([name] for name in ("simulate", "sweep", "compare")),
     *(
         [name]
-        for name in ("peer", "demo", "report", "evaluate", "predict", "export", "suites", "verify-wire", "replay")
+        for name in (
+            "peer",
+            "demo",
+            "report",
+            "evaluate",
+            "predict",
+            "export",
+            "suites",
+            "verify-wire",
+            "replay",
+            "privacy",
+        )
     ),
     ["topology"],
 ]
