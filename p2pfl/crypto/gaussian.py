@@ -142,7 +142,7 @@ class Gaussian:
             raise LocalError(f"a noise's seed and context have {SEED_BYTES} bytes each")
         if not 1 <= self.deviation <= MOST_DEVIATION:
             raise InvalidConfig(f"noise of a deviation of {self.deviation:g} units; it must lie between 1 and 2^26")
-        info = canonical(["p2pfl/noise/1", self.suite.name])
+        info = canonical(["p2pfl/gaussian/1", self.suite.name])
         key = self.suite.hkdf(self.seed, self.context, info, self.suite.key_bytes)
         self._stream = self.suite.keystream(key)
         self._tables = [_table(each) for each in _digits(self.deviation)]
