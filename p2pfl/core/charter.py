@@ -417,6 +417,11 @@ class Charter(Settings):
                 "privacy with weights = samples: each sum would tell the total of samples without noise; set weights "
                 "to equal"
             )
+        if self.training.algorithm != "d-psgd":
+            raise ValueError(
+                f"privacy with algorithm = {self.training.algorithm}: what it sends beside the model has no bound; set "
+                "algorithm to d-psgd"
+            )
         if not self.training.clip_norm:
             raise ValueError(
                 "privacy needs training.clip_norm, the largest L2 norm of a round's update: noise is a multiple of it"
