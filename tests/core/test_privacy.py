@@ -47,7 +47,9 @@ def test_a_search_over_all_orders_finds_the_same(rho: float, delta: float) -> No
 
 @pytest.mark.parametrize(("rho", "delta"), CASES)
 def test_another_accountant_finds_the_same(rho: float, delta: float) -> None:
-    accounting = pytest.importorskip("dp_accounting", reason="no second accountant: pip install dp-accounting")
+    accounting = pytest.importorskip(
+        "dp_accounting", reason="no second accountant: pip install 'p2pfl-mesh[accounting]'"
+    )
     from dp_accounting import rdp
 
     orders = [1 + 10 ** (exponent / 500) for exponent in range(-1500, 2500)]
@@ -57,7 +59,9 @@ def test_another_accountant_finds_the_same(rho: float, delta: float) -> None:
 
 
 def test_rounds_of_gaussian_noise_cost_what_the_other_accountant_says() -> None:
-    accounting = pytest.importorskip("dp_accounting", reason="no second accountant: pip install dp-accounting")
+    accounting = pytest.importorskip(
+        "dp_accounting", reason="no second accountant: pip install 'p2pfl-mesh[accounting]'"
+    )
     from dp_accounting import rdp
 
     event = accounting.dp_event.SelfComposedDpEvent(accounting.dp_event.GaussianDpEvent(3.5), 60)
