@@ -13,7 +13,7 @@ from rich.console import Console
 from p2pfl import __version__
 from p2pfl.commands.charter import charter_app
 from p2pfl.commands.operator import operator_app
-from p2pfl.commands.say import CharterFile, say
+from p2pfl.commands.say import CharterFile, ConfigFile, say
 from p2pfl.core.errors import InvalidConfig, P2pflError
 
 HELP = """Peer-to-peer, decentralised federated learning: one model from data that never leaves its premises, no server.
@@ -31,6 +31,8 @@ Weigh topologies:     p2pfl topology
 See what is missing:  p2pfl doctor bank-a, p2pfl status bank-a
 
 Take part:            p2pfl peer --config bank-a/peer.toml
+
+What noise hides:     p2pfl privacy
 
 Use the model:        p2pfl report | evaluate | predict | export
 
@@ -101,6 +103,33 @@ def data_check(
     say("next: name it as path under [data] in peer.toml, then p2pfl doctor FOLDER")
 
 
+@app.command(epilog="Next: p2pfl charter sign, if you agree; docs/privacy.md says what the numbers mean.")
+def privacy(
+    charter: Annotated[
+        Path | None, typer.Argument(help="A charter or draft; without it this member's own, and what is spent.")
+    ] = None,
+    config: ConfigFile = Path("peer.toml"),
+) -> None:
+    """Say what noise a charter adds, how many rounds its budget bears, and what this member has spent of it."""
+    from p2pfl.core.ids import PeerId
+    from p2pfl.node.checkpoints import spent_rho
+    from p2pfl.node.federation import STATE_FOLDER, load_charter, open_home
+    from p2pfl.simulation.privacy_text import NO_NOISE, describe_noise, describe_spent
+
+    home = open_home(config) if charter is None else None
+    known = load_charter(home.charter_path if home is not None else charter or Path())
+    if known.privacy is None:
+        say(NO_NOISE)
+        return
+    for line in describe_noise(known):
+        say(line)
+    member = None if home is None else known.member(home.config.name)
+    if home is not None and member is not None:
+        rho = spent_rho(home.run_path / STATE_FOLDER, known.hash(), PeerId(member.peer_id))
+        for line in describe_spent(known, rho):
+            say(line)
+
+
 @app.command(epilog="Next: p2pfl evaluate and p2pfl export with its folder, or your own task: docs/own-task.md.")
 def demo(
     peers: Annotated[int, typer.Option(help="How many peers, each a process of its own.")] = 8,
@@ -128,6 +157,12 @@ def demo(
     bits: Annotated[
         int, typer.Option(help="Of masked words: 32, or 16 for changes where members share a base (--group-size 8).")
     ] = 32,
+    noise: Annotated[
+        float, typer.Option(help="Add noise to sums: its deviation, in multiples of the largest update's norm.")
+    ] = 0.0,
+    epsilon: Annotated[
+        float, typer.Option(help="Or: add as much as it takes that all rounds cost no more than this.")
+    ] = 0.0,
     chaos: Annotated[
         bool, typer.Option("--chaos", help="Kill, freeze and cut off peers meanwhile, and see them come back.")
     ] = False,
@@ -154,6 +189,8 @@ def demo(
             suite=suite,
             masks=masks,
             bits=bits,
+            noise=noise,
+            epsilon=epsilon,
             chaos=chaos,
             data="" if data is None else str(data),
         )
@@ -517,7 +554,7 @@ def _write_events(runs: Sequence[Any], folder: Path) -> None:
 
     for run in runs:
         write_events(run)
-    _say(f"event files: tensorboard --logdir {folder}")
+    say(f"event files: tensorboard --logdir {folder}")
 
 
 def _say_scenario(scenario: Any) -> None:

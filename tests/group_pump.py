@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from p2pfl.core.charter import PrivacyTerms
 from p2pfl.core.errors import BadSignature, P2pflError
 from p2pfl.core.ids import PeerId, Round, Seconds
 from p2pfl.core.ledger import Checkpoint, Record, Resume, resume
@@ -46,7 +47,7 @@ from p2pfl.core.trace import Event, RoundEnded
 from p2pfl.core.wire import Hello, Message, decode_header, encode_header
 from p2pfl.crypto.suite import suite
 from p2pfl.gossip.group_machine import GroupMachine, GroupPlan
-from p2pfl.gossip.grouping import weight_for
+from p2pfl.gossip.grouping import noise_of, weight_for
 from p2pfl.gossip.secure_sum import MaskTerms
 from tests.pump import charter_for
 
@@ -98,6 +99,8 @@ class GroupPump:
     masked = False
     change_clip: float | None = None
     """Of changes in words of 16 bits, if they are averaged."""
+    privacy: PrivacyTerms | None = None
+    """Noise, with updates of norm 1 at most."""
     samples: tuple[int, ...] = ()
     """Of each member, if they weigh by them."""
 
@@ -110,7 +113,8 @@ class GroupPump:
         )
         if self.samples:
             averaging = averaging.model_copy(update={"weights": "samples", "samples_max": max(self.samples)})
-        self.charter = made.model_copy(update={"averaging": averaging})
+        training = made.training.model_copy(update={"clip_norm": 1.0 if self.privacy is not None else 0.0})
+        self.charter = made.model_copy(update={"averaging": averaging, "training": training, "privacy": self.privacy})
         self.roster = self.charter.roster()
         self.numbers = itertools.count()
         self.initial = np.zeros(parameters, np.float32)
@@ -126,7 +130,11 @@ class GroupPump:
         plan = GroupPlan.for_peer(self.charter, self.roster[place])
         # No two lives of a member may draw the same.
         draw = random.Random(f"{place}/{next(self.numbers)}")
-        masks = MaskTerms(suite("aes"), 32, 2.0**16, draw.randbytes, self.change_clip) if self.masked else None
+        noise = noise_of(self.charter)
+        clip = 2.0**16 if noise is None else 64.0
+        masks = (
+            MaskTerms(suite("aes"), 32, clip, draw.randbytes, self.change_clip, noise=noise) if self.masked else None
+        )
         weight = weight_for(self.charter.averaging, self.samples[place] if self.samples else 0)
         return GroupMachine(plan, FastKeyring(place), self.initial, known, masks, weight)
 

@@ -11,16 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import typer.main
 
 from p2pfl import __version__, cli
+from p2pfl.core.charter import Charter
 from p2pfl.core.config import PeerConfig
 from p2pfl.core.errors import InvalidConfig
+from p2pfl.core.ids import Round
+from p2pfl.core.ledger import Uploading
 from p2pfl.core.trace import PeerFinished
-from p2pfl.node.federation import INITIAL_FILE, load_charter, open_home
+from p2pfl.node.checkpoints import Checkpoints
+from p2pfl.node.federation import INITIAL_FILE, load_charter, open_home, save_charter
 from p2pfl.node.launcher import free_ports
+from p2pfl.node.peer import STATE_FOLDER
 from p2pfl.node.tracefile import TRACE_FILE, read_trace
 from tests.node.homes import NAMES, OWN_TASK, Folders, make_folders
 
@@ -36,7 +42,18 @@ COMMANDS = [
     *([name] for name in ("simulate", "sweep", "compare")),
     *(
         [name]
-        for name in ("peer", "demo", "report", "evaluate", "predict", "export", "suites", "verify-wire", "replay")
+        for name in (
+            "peer",
+            "demo",
+            "report",
+            "evaluate",
+            "predict",
+            "export",
+            "suites",
+            "verify-wire",
+            "replay",
+            "privacy",
+        )
     ),
     ["status"],
     ["doctor"],
@@ -443,6 +460,47 @@ def test_each_command_of_the_way_answers_programs_too(p2pfl: Commands, tmp_path:
     assert "next: p2pfl doctor ant, then p2pfl peer --config ant\n" in p2pfl.well("status", "ant")
     assert "p2pfl init NAME" in told("doctor", "agreed", code=1)["next"]
     assert p2pfl.fault("status", "agreed").startswith("agreed/peer.toml: this peer's settings cannot be read")
+
+
+# Noise
+
+
+def test_what_noise_costs_and_what_is_spent_of_it_is_told(p2pfl: Commands, own: Folders) -> None:
+    assert p2pfl.well("privacy", own.charter_path).startswith("no [privacy]: sums are exact")
+    values = own.charter().model_dump(exclude_none=True) | {"signatures": {}}
+    values["averaging"] |= {"topology": "groups", "masks": "on"}
+    values["training"] |= {"rounds": 40, "clip_norm": 1.0}
+    values["privacy"] = {"noise": 2.0, "epsilon": 5.0}
+    charter = Charter.model_validate(values)
+    save_charter(own.charter_path, charter)
+    home = own.homes["ant"]
+    drafted = p2pfl.well("privacy", own.charter_path)
+    assert "noise     2 times the clip of 1, by the 2 honest of at least 3 survivors" in drafted
+    assert f"bears {charter.rounds} rounds of 40" in drafted
+    assert "spent" not in drafted
+    own.sign()
+    assert f"bears {charter.rounds} rounds of 40" in p2pfl.well("charter", "check", own.charter_path)
+    assert "spent     epsilon 0 of 5 (rho 0), in 0 rounds" in p2pfl.well("privacy", "--config", home.path)
+    budget, state = charter.budget, home.run_path / STATE_FOLDER
+    assert budget is not None
+    store = Checkpoints.open(state, charter.hash(), home.identity().peer_id, np.zeros(8, np.float32)).checkpoints
+    store.persist(Uploading(Round(0), bytes(32), budget.rho))
+    told = p2pfl.well("privacy", "--config", home.path)  # while the peer runs
+    store.close()
+    assert f"spent     epsilon {budget.spent(budget.rho):.4g} of 5 (rho 0.125), in 1 round\n" in told
+    assert f"left      {charter.rounds - 1} rounds" in told
+
+
+def test_a_charter_whose_groups_are_too_small_for_its_noise_is_not_in_force(p2pfl: Commands, own: Folders) -> None:
+    values = own.charter().model_dump(exclude_none=True) | {"signatures": {}}
+    values["averaging"] |= {"topology": "groups", "masks": "on"}
+    values["training"] |= {"clip_norm": 1.0}
+    values["privacy"] = {"noise": 2.0, "epsilon": 5.0, "survivors": 4}
+    save_charter(own.charter_path, Charter.model_validate(values))
+    own.sign()
+    told = "privacy.survivors is 4, and there are groups or stars of 3, which never are so many"
+    assert told in p2pfl("charter", "check", own.charter_path).out
+    assert told in p2pfl.fault("peer", "--config", own.homes["ant"].path)
 
 
 # What stops a peer

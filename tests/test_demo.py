@@ -8,17 +8,21 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.torch import load_file
 
 from p2pfl.core.errors import InvalidConfig, Malformed
-from p2pfl.core.trace import PeerFinished, RoundEnded
+from p2pfl.core.ids import PeerId
+from p2pfl.core.trace import Note, PeerFinished, RoundEnded
 from p2pfl.gossip.mixing import consensus_distance
 from p2pfl.learning.evaluation import Evaluation
 from p2pfl.learning.task import load_task, make_model
 from p2pfl.learning.vector import flatten, load_model
+from p2pfl.node.checkpoints import spent_rho
+from p2pfl.node.federation import load_charter
 from p2pfl.node.launcher import LocalFederation
 from p2pfl.node.tracefile import TRACE_FILE, read_trace
 from p2pfl.simulation import demo as demo_module
@@ -131,6 +135,45 @@ def test_every_peer_is_better_together_than_alone_and_equal_seeds_give_equal_mod
         for name in ("accuracy.png", "consensus.png", "overlay.png", "report.txt", "settings.toml"):
             assert (run / name).stat().st_size > 0
     np.testing.assert_array_equal(models_of(runs[0], peers), models_of(runs[1], peers))
+
+
+def test_noise_is_paid_for_in_every_peer_s_ledger_and_training_ends_with_the_budget(
+    tmp_path: Path, start: Callable[..., Demo]
+) -> None:
+    run = tmp_path / "run"
+    demo = start(run, "--peers", "4", "--rounds", "8", "--noise", "2", "--epsilon", "6")
+    assert demo.end() == 0
+    charter = load_charter(run / "charter.toml")
+    budget = charter.budget
+    assert budget is not None
+    assert 1 < charter.rounds == budget.rounds < 8
+    for member in charter.members:
+        state = run / "peers" / member.name / "state"
+        rho = spent_rho(state, charter.hash(), PeerId(member.peer_id))
+        assert rho == pytest.approx(budget.rounds * budget.rho, rel=1e-12)
+        assert budget.spent(rho) <= 6
+        events = [entry.event for entry in read_trace(run / "peers" / member.name / TRACE_FILE)]
+        assert any(isinstance(event, Note) and "the privacy budget bears" in event.text for event in events)
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["privacy"]["rounds"] == budget.rounds
+    assert summary["privacy"]["noiseless"] is not None
+    assert "without noise" in (run / "report.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"noise": 1.0, "masks": False}, "--noise and --epsilon are for masked sums"),
+        ({"noise": -1.0}, "--noise is above 0"),
+        ({"epsilon": 500.0}, "--epsilon from 0 to 128"),
+        ({"noise": 0.001, "epsilon": 1.0}, "bears no round"),
+        ({"noise": 1.0, "task": "tabular"}, "set scaling to charter"),
+    ],
+)
+def test_noise_that_a_demo_cannot_add_is_told_in_one_line(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(InvalidConfig, match=told) as raised:
+        prepare_demo(tmp_path / "run", DemoSettings(peers=4, **changes))
+    assert len(str(raised.value).splitlines()) == 1
 
 
 def test_tables_of_four_banks_agree_on_the_scaling_and_are_better_together(

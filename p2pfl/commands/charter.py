@@ -262,6 +262,7 @@ def charter_check(charter: CharterFile = Path("charter.toml"), as_json: AsJson =
     from p2pfl.node.federation import load_charter, terms_faults
     from p2pfl.node.live import UNMASKED
     from p2pfl.simulation.charter_text import describe_sums
+    from p2pfl.simulation.privacy_text import describe_noise
 
     known = load_charter(charter)
     faults = [*terms_faults(charter, known), *charter_faults(known)]
@@ -280,6 +281,8 @@ def charter_check(charter: CharterFile = Path("charter.toml"), as_json: AsJson =
     if known.averaging.masks == "off":
         say(UNMASKED)
     for line in describe_sums(known) if known.averaging.masks == "on" else ():
+        say(line)
+    for line in describe_noise(known):
         say(line)
     say(f"{charter}: in force: {known.name}, {len(known.members)} members, {known.hash().hex()[:16]}")
     say(f"next: {following}")

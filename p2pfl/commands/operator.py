@@ -126,7 +126,7 @@ def peer(config: ConfigFile = Path("peer.toml")) -> None:
     masked = charter.averaging.masks == "on"
     name, reader = home.config.name, TraceReader(home.run_path / TRACE_FILE, skip=True)
     with (
-        LiveView([name], charter.training.rounds, console, str(home.run_path), masked=masked) as view,
+        LiveView([name], charter.rounds, console, str(home.run_path), masked=masked) as view,
         following(reader, name, view),
     ):
         prepared.run()

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from p2pfl.core.canonical import canonical
 from p2pfl.core.ids import PeerId
+from p2pfl.core.privacy import Budget
 from p2pfl.core.settings import Settings
 
 Topology = Literal["groups", "exponential", "ring", "complete", "random-regular", "torus", "hypercube", "path", "edges"]
@@ -25,6 +26,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 CHANGE_CLIP = 0.5
 """The default of `AveragingTerms.change_clip`, measured on `digits` with 8 peers and the demo's settings: the largest
 change of a parameter in round 0 is 0.54, in round 59 it is 0.09, and half of them are below 0.002 throughout."""
+MOST_EPSILON = 128.0
+"""Far above what protects anybody; the error of drawing noise counts e^epsilon times, and is too small to see up to
+here."""
 MOST_COLUMNS, MOST_VALUES, LONGEST_TEXT = 10_000, 10_000, 200
 """Columns of a table, values of a category and characters of either's name: guesses far above what tables have."""
 
@@ -321,6 +325,24 @@ class SecurityTerms(Settings):
     channel: Literal["suite", "noise"] = "suite"
 
 
+class PrivacyTerms(Settings):
+    """Noise in released sums, and how much they may tell of one member's data in all; see `p2pfl.core.privacy`.
+
+    Attributes:
+        noise: the standard deviation of the noise that honest survivors add at least, as a multiple of
+            `training.clip_norm`. What is small enough depends on members and model: `p2pfl privacy` computes it.
+        epsilon: the budget: training ends before the round that would exceed it.
+        delta: at this; 1e-5 is customary (Abadi et al. 2016, arXiv 1607.00133).
+        survivors: fewest members in a sum, if more than averaging.colluders asks for: the more there are, the less
+            each has to add. A round in which more drop out releases nothing.
+    """
+
+    noise: Annotated[float, Field(ge=1e-3, le=1e3, allow_inf_nan=False)]
+    epsilon: Annotated[float, Field(gt=0, le=MOST_EPSILON, allow_inf_nan=False)]
+    delta: Annotated[float, Field(ge=1e-12, le=0.01, allow_inf_nan=False)] = 1e-5
+    survivors: Annotated[int, Field(ge=3, le=64)] | None = None
+
+
 class Deadlines(Settings):
     """How long a peer waits, in seconds. The defaults are guesses for organisations that start peers by hand.
 
@@ -353,6 +375,7 @@ class Charter(Settings):
     training: TrainingTerms = TrainingTerms()
     averaging: AveragingTerms = AveragingTerms()
     security: SecurityTerms = SecurityTerms()
+    privacy: PrivacyTerms | None = None
     deadlines: Deadlines = Deadlines()
     members: Annotated[tuple[Member, ...], Field(strict=False)] = ()
     signatures: dict[str, str] = Field(default_factory=dict)
@@ -382,6 +405,55 @@ class Charter(Settings):
                 "members in one sum; set topology to groups, or scaling to charter and give means and deviations"
             )
         return self
+
+    @model_validator(mode="after")
+    def _noise_fits(self) -> "Charter":
+        if self.privacy is None:
+            return self
+        if self.averaging.masks == "off":
+            raise ValueError("privacy adds noise to masked sums, and masks are off; set masks = on, or remove privacy")
+        if self.averaging.weights != "equal":
+            raise ValueError(
+                "privacy with weights = samples: each sum would tell the total of samples without noise; set weights "
+                "to equal"
+            )
+        if self.training.algorithm != "d-psgd":
+            raise ValueError(
+                f"privacy with algorithm = {self.training.algorithm}: what it sends beside the model has no bound; set "
+                "algorithm to d-psgd"
+            )
+        if not self.training.clip_norm:
+            raise ValueError(
+                "privacy needs training.clip_norm, the largest L2 norm of a round's update: noise is a multiple of it"
+            )
+        if self.task.whole_rounds:
+            raise ValueError(
+                "privacy with task.table.scaling = session: means and deviations of columns have no bound that noise "
+                "could be measured by; set scaling to charter, and give them"
+            )
+        if self.training.rounds and not self.rounds:
+            raise ValueError(
+                f"privacy: an epsilon of {self.privacy.epsilon:g} at a delta of {self.privacy.delta:g} bears no round "
+                f"with noise = {self.privacy.noise:g}; raise noise or epsilon"
+            )
+        return self
+
+    @property
+    def budget(self) -> Budget | None:
+        """What a member's data may give away; None without noise."""
+        privacy = self.privacy
+        if privacy is None:
+            return None
+        return Budget(privacy.noise, privacy.epsilon, privacy.delta, self.model.parameters)
+
+    @property
+    def rounds(self) -> int:
+        """In how many rounds members train: as many as the budget bears, if those are fewer than agreed on.
+
+        All members compute the same, and each uploads once in a round at most; so nobody has spent more by then.
+        """
+        budget, agreed = self.budget, self.training.rounds
+        return agreed if budget is None or budget.bears(agreed) else budget.rounds
 
     def terms(self) -> dict[str, Any]:
         """Return everything but signatures and salts, members in the order of their names, as plain values.

@@ -17,10 +17,15 @@ SESSION_BYTES = 32
 
 @dataclass(frozen=True, slots=True)
 class Uploading:
-    """From now on the update of `round` is spent, in this session (32 bytes) and no other."""
+    """From now on the update of `round` is spent, in this session (32 bytes) and no other.
+
+    Attributes:
+        rho: what that may tell of this peer's data, in zCDP (`p2pfl.core.privacy`); 0 where no noise bounds it.
+    """
 
     round: Round
     session: bytes
+    rho: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

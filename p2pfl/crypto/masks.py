@@ -134,11 +134,12 @@ class MaskedVector:
         suite: the charter's.
         ring: of this sum.
         layout: of this sum.
-        values: float32 [layout.values]; nobody writes to it any more.
+        values: float32 [layout.values]; or int32, the words themselves, within what the ring has room for. Nobody
+            writes to it any more.
         weight: the member's, in units of 1 / WEIGHT_ONE.
         masks: of `own_masks`.
         metrics: what the header tells beside the weight.
-        clipped: how many values are clipped, for `verify_clipped`.
+        clipped: how many values are clipped, for `verify_clipped`; 0 of words.
 
     Raises:
         LocalError: the parts do not fit each other.
@@ -148,22 +149,28 @@ class MaskedVector:
     suite: Suite = field(repr=False)
     ring: Ring
     layout: Layout
-    values: Floats = field(repr=False)
+    values: Floats | NDArray[np.int32] = field(repr=False)
     weight: int = field(repr=False)
     masks: tuple[Mask, ...] = field(repr=False)
     metrics: Metrics = field(repr=False, default=Metrics())
     clipped: int = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.values.dtype != np.float32 or self.values.shape != (self.layout.values,):
+        if self.values.dtype not in (np.float32, np.int32) or self.values.shape != (self.layout.values,):
             raise LocalError(f"a {self.values.dtype} {list(self.values.shape)} for float32 [{self.layout.values}]")
+        if (self.values.dtype == np.int32) != (self.ring.noise > 0):
+            raise LocalError(
+                "noise is in the words already, and nothing goes without it into a ring that has room for it"
+            )
         if self.ring.bits != self.layout.bits:
             raise LocalError(f"a ring of {self.ring.bits} bits and a layout of {self.layout.bits}")
         if not 0 < len(self.masks) <= self.ring.members:
             raise LocalError(
                 f"{len(self.masks)} masks in a ring for {self.ring.members} members, who have one for each"
             )
-        object.__setattr__(self, "clipped", self.ring.count_clipped(self.values, self.weight))
+        values: Any = self.values
+        clipped = self.ring.count_clipped(values, self.weight) if values.dtype == np.float32 else 0
+        object.__setattr__(self, "clipped", clipped)
 
     def block_into(
         self,
@@ -206,8 +213,11 @@ class MaskedVector:
             else:
                 words = piece.view(self.ring.word)
                 first = chunk.first + (offset + begin - HEADER_BYTES) // words.itemsize
-                values, whole = self.values[first : first + words.size], rounded[: words.size]
-                self.ring.round_into(values, self.weight, whole, clip=self.clipped > 0)
+                values: Any = self.values[first : first + words.size]
+                whole = values
+                if values.dtype == np.float32:
+                    whole = rounded[: words.size]
+                    self.ring.round_into(values, self.weight, whole, clip=self.clipped > 0)
                 np.copyto(words.view(self.ring.signed), whole, casting="unsafe")
             masker.add(words, chunk.position + offset + begin)
 

@@ -21,6 +21,7 @@ sums say how much weight is in the sum, that every mask was removed, and how tra
 cipher block, so the values behind them begin on one too.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +42,8 @@ _TOLD = 1 << 16
 """In the canary's word, beside its 1: a loss is told. There are fewer members than this."""
 MAX_CLIPPED = 0.001
 """The share of coordinates that may be clipped: a guess; more of them is a clip that does not suit the model."""
+NOISE_ROOM = {16: 23, 32: 32}
+"""Deviations of noise that a word of so many bits has room for: `p2pfl.crypto.gaussian` stays below that."""
 _MIN_CLIP, _MAX_CLIP = 2.0**-64, 2.0**64
 _BLOCK = 1 << 16
 _ALIGNMENT = 16
@@ -58,14 +61,17 @@ class Ring:
         bits: 32 or 16.
         members: the most peers that can be in the sum.
         clip: the largest |alpha * x| that is represented, in the values' unit.
+        noise: the standard deviation of the noise that each member adds to a word, in the values' unit; 0 for none.
+            `largest` leaves room for the most that ever comes (`p2pfl.crypto.gaussian`).
 
     Raises:
-        InvalidConfig: no such ring, or no room in it for that many members.
+        InvalidConfig: no such ring, or no room in it for that many members and their noise.
     """
 
     bits: int
     members: int
     clip: float
+    noise: float = 0.0
 
     def __post_init__(self) -> None:
         if self.bits not in {16, 32}:
@@ -75,6 +81,8 @@ class Ring:
             raise InvalidConfig(f"a ring of {self.bits} bits sums 1 to {most} members, not {self.members}")
         if not _MIN_CLIP <= self.clip <= _MAX_CLIP:
             raise InvalidConfig(f"clip is {self.clip}; it must lie between 2^-64 and 2^64")
+        if not (0 <= self.noise < math.inf and self.largest):
+            raise InvalidConfig(f"noise of {self.noise:g} leaves no room for values in {self.bits} bits")
 
     @property
     def word(self) -> np.dtype[np.uint32] | np.dtype[np.uint16]:
@@ -88,10 +96,20 @@ class Ring:
 
     @property
     def largest(self) -> int:
-        """The largest absolute word of one member: floor((2^(b - 1) - 1) / members), rounded down to a float32."""
-        exact = ((1 << (self.bits - 1)) - 1) // self.members
+        """The largest absolute word of one member before noise, rounded down to a float32.
+
+        floor((2^(b - 1) - 1) / members), times clip / (clip + NOISE_ROOM noise) where there is noise.
+        """
+        exact = self.most
+        if self.noise:
+            exact = int(exact * (self.clip / (self.clip + NOISE_ROOM[self.bits] * self.noise)))
         excess = max(0, exact.bit_length() - 24)
         return exact >> excess << excess
+
+    @property
+    def most(self) -> int:
+        """The largest absolute word of one member, with its noise: floor((2^(b - 1) - 1) / members)."""
+        return ((1 << (self.bits - 1)) - 1) // self.members
 
     @property
     def step(self) -> float:
@@ -382,7 +400,7 @@ def decode_into(
     if len(total) != HEADER_BYTES + out.size * ring.word.itemsize:
         raise LocalError(f"a sum of {len(total)} bytes for {out.size} values of {ring.bits} bits")
     words = np.frombuffer(total, ring.signed, offset=HEADER_BYTES)
-    most = contributors * ring.largest
+    most = contributors * (ring.most if ring.noise else ring.largest)
     if words.size and (int(words.max()) > most or int(words.min()) < -most):
         raise RemoteError(f"a coordinate beyond what {contributors} members can have summed to")
     distance, scratch = 0.0, np.empty(min(_BLOCK, words.size), np.float64)

@@ -76,7 +76,7 @@ from p2pfl.gossip.grouping import (
     cohorts,
     groups,
     groups_of_cohorts,
-    least_masked,
+    least_survivors,
     least_weight,
     star_colluders,
     stars,
@@ -120,13 +120,14 @@ class GroupPlan:
         colluders: how many members may work together.
         least: fewest members in a sum.
         parameters: length of the vector.
-        rounds: with local training.
+        rounds: with local training; fewer than the charter's if the privacy budget bears no more.
         settle_rounds: at most so many tries after that to bring all members to one average.
         window: seconds that a round's training may take; infinite for no limit.
         whole_rounds: in how many first rounds all members are in one group, as after training.
         cohorts: who travels together; none if single members do.
         graph: the overlay whose stars average; None where groups do.
         least_weight: the smallest that a member may have in a sum, in units of 1 / WEIGHT_ONE.
+        agreed: how many rounds with local training the charter asks for; 0 for as many as there are.
     """
 
     me: int
@@ -146,6 +147,7 @@ class GroupPlan:
     cohorts: tuple[tuple[int, ...], ...] = ()
     graph: nx.Graph | None = None
     least_weight: int = WEIGHT_ONE
+    agreed: int = 0
 
     @classmethod
     def for_peer(cls, charter: Charter, me: PeerId) -> "GroupPlan":
@@ -170,9 +172,10 @@ class GroupPlan:
             beacon=beacon,
             group_size=size,
             colluders=colluders,
-            least=least_masked(colluders) if averaging.masks == "on" else min(colluders + 2, len(roster)),
+            least=least_survivors(charter) if averaging.masks == "on" else min(colluders + 2, len(roster)),
             parameters=charter.model.parameters,
-            rounds=charter.training.rounds,
+            rounds=charter.rounds,
+            agreed=charter.training.rounds,
             settle_rounds=charter.averaging.settle_rounds,
             window=charter.training.window or float("inf"),
             deadlines=charter.deadlines,
@@ -336,7 +339,7 @@ class GroupMachine:
         self._agreed = False
         self._sight: tuple[object, _Sight] | None = None
         """Of which fingerprint, round and group, and how these members seem."""
-        self._is_noted = False
+        self._is_noted = self._is_over_told = False
         self._stop_asked = False
 
     @property
@@ -637,8 +640,9 @@ class GroupMachine:
     def _begin_round(self, now: Seconds) -> list[Effect]:
         self._round = Round(max(self._round, self._above + 1))
         self._above = self._round - 1
+        notes = self._note_budget()
         if self._plan.graph is not None and self._round >= self._plan.rounds:
-            return self._rest()
+            return [*notes, *self._rest()]
         self._round_began, self._loss, self._steps = now, None, 0
         self._hopeless_at = None
         self._behind_at = self._advert_at = None
@@ -648,7 +652,7 @@ class GroupMachine:
         session = Session(terms, self._keyring, self._patience, now, masks, self.weight, self._base)
         session.heard_at = self._heard_in_round_at
         self._session = session
-        effects: list[Effect] = [self._ping(place) for place in self._members.linked()]
+        effects: list[Effect] = [*notes, *(self._ping(place) for place in self._members.linked())]
         if self._round < self._plan.rounds:
             effects += [*self._enter(State.TRAINING), *self._begin_training(now)]
             self._advert_at = max(now, now + min(self._plan.window, self._training.usual) - self._stage)
@@ -664,6 +668,15 @@ class GroupMachine:
                 if statement.content.round >= self._round:
                     effects += self._replay(place, statement, now)
         return effects
+
+    def _note_budget(self) -> list[Effect]:
+        """Tell, once, that training ends before the round that the charter says, since the privacy budget is spent."""
+        plan = self._plan
+        if self._is_over_told or self._round < plan.rounds or plan.agreed <= plan.rounds:
+            return []
+        self._is_over_told = True
+        bears = f"bears {plan.rounds} rounds of the {plan.agreed} that training.rounds says"
+        return [Emit(Note(f"the privacy budget {bears}: training ends here"))]
 
     def _rest(self) -> list[Effect]:
         """Be done with stars: from now on only answer those that lag."""

@@ -10,11 +10,13 @@ from itertools import accumulate
 import networkx as nx
 
 from p2pfl.core.canonical import Value, canonical
-from p2pfl.core.charter import AveragingTerms
+from p2pfl.core.charter import AveragingTerms, Charter
 from p2pfl.core.errors import InvalidConfig
 from p2pfl.core.ids import Round
+from p2pfl.core.privacy import Noise
 from p2pfl.core.statements import MAX_GROUP
-from p2pfl.crypto.ring import WEIGHT_ONE, weight_of
+from p2pfl.crypto.private import verify_room
+from p2pfl.crypto.ring import WEIGHT_ONE, Ring, weight_of
 
 LEAST_MASKED = 3
 """Of two members' sum each learns the other's update."""
@@ -108,6 +110,50 @@ def bears(members: int, colluders: int) -> bool:
 def least_masked(colluders: int) -> int:
     """Return c_min = max(3, c + 2), the fewest in a masked sum: of two each would learn the other's; two are honest."""
     return max(colluders + 2, LEAST_MASKED)
+
+
+def least_survivors(charter: Charter) -> int:
+    """Return the fewest members that a masked sum has under a charter."""
+    least = least_masked(charter.averaging.colluders)
+    return least if charter.privacy is None else max(least, charter.privacy.survivors or 0)
+
+
+def noise_of(charter: Charter) -> Noise | None:
+    """Return the noise that each member adds; None if none does. Colluders know theirs, so it does not count."""
+    privacy = charter.privacy
+    if privacy is None:
+        return None
+    return Noise(charter.training.clip_norm, privacy.noise, least_survivors(charter) - charter.averaging.colluders)
+
+
+def privacy_faults(charter: Charter, graph: nx.Graph | None = None) -> list[str]:
+    """Return why a charter's members cannot add the noise that it speaks of, a line each.
+
+    Args:
+        charter: with at least two members.
+        graph: the overlay; None in groups.
+    """
+    noise, averaging = noise_of(charter), charter.averaging
+    if noise is None:
+        return []
+    if graph is None:
+        fewest, most = group_sizes(len(charter.members), averaging)
+    else:
+        degrees = [degree for _, degree in graph.degree]
+        fewest, most = 1 + min(degrees), 1 + max(degrees)
+    least = least_survivors(charter)
+    if least > fewest:
+        return [
+            f"privacy.survivors is {least}, and there are groups or stars of {fewest}, which never are so many; "
+            "lower it, or make them larger"
+        ]
+    sizes = [(32, averaging.clip)] + ([] if averaging.most_change is None else [(16, averaging.most_change)])
+    try:
+        for bits, clip in sizes:
+            verify_room(Ring(bits, most, clip, noise.deviation), noise, charter.model.parameters)
+    except InvalidConfig as error:
+        return [f"privacy: {error}; change privacy.noise or training.clip_norm, or take averaging.bits = 32"]
+    return []
 
 
 def star_colluders(graph: nx.Graph) -> int | None:

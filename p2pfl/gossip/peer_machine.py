@@ -145,7 +145,7 @@ class Plan:
             weights={roster[other]: weight(graph, node, other) for other in sorted(graph.neighbors(node))},
             diameter=diameter(graph),
             parameters=charter.model.parameters,
-            rounds=charter.training.rounds,
+            rounds=charter.rounds,
             tolerance=charter.averaging.tolerance,
             settle_rounds=charter.averaging.settle_rounds,
             deadlines=charter.deadlines,

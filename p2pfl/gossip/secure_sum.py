@@ -2,7 +2,7 @@
 
     advert     two fresh public keys, and a commitment to the seed of the self mask
     deal       to each member, sealed: a share of that seed, and of the private mask key; for all: what shows a lie
-    masked     the vector under the self mask and one mask for each other member
+    masked     the vector, with noise where the charter says so, under the self mask and one mask for each other member
     reveal     once survivors are certified: the seed of the own self mask, and the pair keys with the dropped
     give_back  for survivors that stay silent: shares of their seeds; of the dropped then: shares of their mask keys
     leftover   the masks that remain in the survivors' sum, once enough of that is here
@@ -18,14 +18,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from p2pfl.core.canonical import canonical
-from p2pfl.core.errors import Malformed, RemoteError
+from p2pfl.core.errors import Malformed, OutOfTurn, RemoteError
 from p2pfl.core.ids import PeerId, Round
 from p2pfl.core.machine import Bytes, Vector
+from p2pfl.core.privacy import Noise
 from p2pfl.core.statements import Deal, Returned, Reveal
 from p2pfl.crypto.agreement import KeyPair, key_pair, mask_secret
 from p2pfl.crypto.envelope import seal, unseal
+from p2pfl.crypto.gaussian import Gaussian
 from p2pfl.crypto.masks import (
     Mask,
     MaskedVector,
@@ -36,7 +39,8 @@ from p2pfl.crypto.masks import (
     self_key,
     unmask,
 )
-from p2pfl.crypto.ring import Layout, Metrics, Ring, read_header, verify_clipped
+from p2pfl.crypto.private import private_words
+from p2pfl.crypto.ring import WEIGHT_ONE, Layout, Metrics, Ring, read_header, verify_clipped
 from p2pfl.crypto.shares import (
     SECRET_BYTES,
     SHARE_BYTES,
@@ -54,6 +58,7 @@ from p2pfl.gossip.grouping import threshold
 CHANGE_BITS = 16
 """Of the words in which changes are summed."""
 Entropy = Callable[[int], bytes]
+Words = NDArray[np.int32]
 _SEED, _PAIR = "self-mask", "pair"
 
 
@@ -69,6 +74,7 @@ class MaskTerms:
         change_clip: the largest |alpha x| of a change, where members that share a base average what they changed in it,
             in words of 16 bits; None where whole models are averaged throughout.
         audit: whether sums are checked before anybody adopts them.
+        noise: what each adds to its update, which is bounded in its L2 norm then; None for nothing.
     """
 
     suite: Suite
@@ -77,6 +83,7 @@ class MaskTerms:
     entropy: Entropy = field(repr=False)
     change_clip: float | None = None
     audit: bool = True
+    noise: Noise | None = None
 
     @property
     def advert_bytes(self) -> int:
@@ -85,7 +92,7 @@ class MaskTerms:
 
     def ring(self, members: int) -> Ring:
         """Return the ring of a session of so many members."""
-        return Ring(self.bits, members, self.clip)
+        return Ring(self.bits, members, self.clip, 0.0 if self.noise is None else self.noise.deviation)
 
     def of(self, base: bytes) -> "MaskTerms":
         """Return the terms of a session: of changes from the base with this digest, or of whole models if it is empty.
@@ -143,6 +150,7 @@ class Secrets:
         self._mask_key: KeyPair = key_pair(agreement, terms.entropy(SECRET_BYTES))
         self._wrap_key: KeyPair = key_pair(agreement, terms.entropy(SECRET_BYTES))
         self._seed = terms.entropy(SECRET_BYTES)
+        self._noise_seed = b"" if terms.noise is None else terms.entropy(SECRET_BYTES)
         self._session = b""
         self._members: tuple[int, ...] = ()
         self._others: dict[int, Advertised] = {}
@@ -235,29 +243,49 @@ class Secrets:
 
     # The vector
 
-    def hidden(self, vector: Vector, weight: int, metrics: Metrics, count: int, base: bytes = b"") -> MaskedVector:
+    def hidden(
+        self, vector: Vector, weight: int, metrics: Metrics, count: int, named: bytes = b"", base: Vector | None = None
+    ) -> MaskedVector:
         """Return the vector, float32 [n], under this peer's masks, which are computed where it is read.
 
+        With noise only once: of a second vector under the same noise the difference would be plain.
+
         Args:
-            vector: nobody writes to it until all that is sent of it was read.
+            vector: nobody writes to it until all that is sent of it was read; with noise its words are in its place.
             weight: in units of 1 / WEIGHT_ONE.
-            metrics: what else the header tells.
+            metrics: what else the header tells; nothing of it with noise.
             count: how many chunks it is cut into.
-            base: the digest of what the vector is the change from; empty if it is a whole model.
+            named: the digest of the base, if what changed in it is to be summed; empty if whole models are.
+            base: float32 [n]; there if changes are summed, or noise is added to what changed.
 
         Raises:
             RoundFailed: a value is NaN or infinite.
             InvalidConfig: too many values of a whole model are beyond the clip. Of a change, error feedback carries on
-                what is cut off.
+                what is cut off. With noise too many of the base, which says nothing of this peer's data; or words are
+                too coarse for it.
+            OutOfTurn: a second vector with noise.
         """
-        terms, suite, members = self._terms.of(base), self._terms.suite, self._members
-        layout = Layout(len(vector), count, terms.bits)
+        terms, suite, members = self._terms.of(named), self._terms.suite, self._members
+        ring, layout = terms.ring(len(members)), Layout(len(vector), count, terms.bits)
         pairs = {self._roster[who]: key for who, key in self._pairs.items()}
         masks = own_masks(self._roster[self._me], self_key(suite, self._seed, self._session), pairs)
-        hidden = MaskedVector(suite, terms.ring(len(members)), layout, vector, weight, masks, metrics)
-        if not base:
+        if terms.noise is not None:
+            words = self._noised(ring, vector, base, terms.noise, with_base=not named)
+            return MaskedVector(suite, ring, layout, words, weight, masks)
+        values = vector if not named or base is None else _less(vector, base)
+        hidden = MaskedVector(suite, ring, layout, values, weight, masks, metrics)
+        if not named:
             verify_clipped(hidden.clipped, len(vector))
         return hidden
+
+    def _noised(self, ring: Ring, vector: Vector, base: Vector | None, noise: Noise, *, with_base: bool) -> Words:
+        seed, self._noise_seed = self._noise_seed, b""
+        if not seed or base is None:
+            raise OutOfTurn("noise for a second vector, or for one without a base")
+        if with_base:
+            verify_clipped(ring.count_clipped(base, WEIGHT_ONE), len(base))
+        stream = Gaussian(self._terms.suite, seed, self._session, noise.deviation / ring.step)
+        return private_words(ring, vector, base, noise, stream, with_base=with_base)
 
     def shared(self, others: Sequence[int]) -> tuple[Mask, ...]:
         """Return the masks that this peer shares with these members; its own place among them has none."""
@@ -407,6 +435,11 @@ class Secrets:
         low, high = sorted((self._roster[one], self._roster[other]))
         digest = self._terms.suite.hash(key)  # a key of SM4 is shorter than what `commit` takes
         return commit(self._terms.suite, _PAIR, canonical([self._session, low, high]), digest)
+
+
+def _less(vector: Vector, base: Vector) -> Vector:
+    """Return the change from the base, in the place of the vector if it can be written to."""
+    return np.subtract(vector, base, out=vector if vector.flags.writeable else None)
 
 
 def masked_chunk(hidden: MaskedVector, index: int) -> Bytes:

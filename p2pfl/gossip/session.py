@@ -31,6 +31,7 @@ from p2pfl.core.canonical import Value, canonical
 from p2pfl.core.errors import Malformed, RemoteError, TooLarge
 from p2pfl.core.ledger import SESSION_BYTES, Uploading, Voted
 from p2pfl.core.machine import Bytes, Compute, Effect, Payload, Persist, Send, SendBulk, Vector
+from p2pfl.core.privacy import Noise
 from p2pfl.core.statements import (
     DIGEST_BYTES,
     KINDS,
@@ -166,6 +167,8 @@ class Session:
         self._weight = weight
         self._base = None if masks is None or masks.change_clip is None else base
         """What this peer would average the change from; None where whole models are averaged in any case."""
+        # What all know who see this peer's average, or can find out: so noise need not hide it.
+        self._public_base = None if self._noise is None else base
         self._base_digest: bytes | None = b"" if self._base is None else None
         """None until it is computed."""
         self._is_digesting = self._is_change = False
@@ -207,10 +210,13 @@ class Session:
         self._traffic = Traffic(now)
         self._ready_at: float | None = None
         self._suspects: set[int] = set()
-        self._check = Audit()
-        self._known = _Known()
+        self._check, self._known = Audit(), _Known()
         self._seen: tuple[object, ...] | None = None
         """What `advance` last looked at beside its own memory; None if that has changed since."""
+
+    @property
+    def _noise(self) -> Noise | None:
+        return None if self._masks is None else self._masks.noise
 
     # What others may ask about
 
@@ -287,9 +293,11 @@ class Session:
         """Return what of a spent change did not fit into the words that were summed, float32 [parameters].
 
         None if nothing is left: of whole models, of a change that is not in the sum, of parts whose average is lost.
+        With noise too: what the bound keeps out is to stay out, and noise that is taken back later would hide nothing.
         """
         own, survivors = self._vector, self.survivors or ()
-        if not self._is_change or own is None or not self._work.uploaded or self.terms.me not in survivors:
+        is_kept = self._is_change and self._noise is None and self._work.uploaded and self.terms.me in survivors
+        if own is None or not is_kept:
             return None
         if self.is_released:
             return own
@@ -316,9 +324,10 @@ class Session:
     def distance(self) -> float | None:
         """The root mean square, over the parameters, of the own contribution less the average; None without both.
 
-        Also for one that has a whole model where the others averaged changes.
+        None also for one that has a whole model where the others averaged changes, and where noise is on it.
         """
-        if not self.is_released or self._vector is None or self._is_change != bool(self._work.base):
+        is_known = self._vector is not None and self._noise is None
+        if not self.is_released or not is_known or self._is_change != bool(self._work.base):
             return None
         return float(np.sqrt(sum(squared for _, squared in self._decoded.values()) / self.terms.parameters))
 
@@ -392,8 +401,8 @@ class Session:
             self._base_digest = result
         if what == "hide" and isinstance(result, MaskedVector) and self._work.began:
             self._work.hidden, self.clipped = result, result.clipped
-            self._vector = result.values
-            return [Persist("uploading", Uploading(self.terms.round, self._work.session))]
+            self._vector = result.values.view(np.float32)
+            return [self._spend()]
         if what == "cut" and isinstance(result, tuple) and self._work.began:
             return self._send_chunk(int(numbers[0]), *result)
         if what == "upload" and isinstance(result, tuple):
@@ -922,16 +931,16 @@ class Session:
         work.uploading = True
         vector, weight, metrics, secrets = self._vector, self._weight, self._metrics, work.secrets
         count = self._format.chunks
-        named, base = work.base, self._base if work.base else None
+        named, base = work.base, self._base if work.base else self._public_base
         self._is_change = bool(named)
+        if secrets is None:
+            return [self._spend()]
+        return [Compute("hide", partial(secrets.hidden, vector, weight, metrics, count, named, base), vector.nbytes)]
 
-        def hide(secrets: Secrets) -> MaskedVector:
-            values = vector if base is None else _less(vector, base)
-            return secrets.hidden(values, weight, metrics, count, named)
-
-        if secrets is not None:
-            return [Compute("hide", partial(hide, secrets), vector.nbytes)]
-        return [Persist("uploading", Uploading(self.terms.round, work.session))]
+    def _spend(self) -> Effect:
+        """Have it kept that the update is spent, and what that costs, before anything of it leaves."""
+        rho = 0.0 if self._noise is None else self._noise.rho
+        return Persist("uploading", Uploading(self.terms.round, self._work.session, rho))
 
     def _cut_next(self) -> list[Effect]:
         """Cut the next chunk, beginning behind the own place, so that not all begin with the same aggregator."""
@@ -1202,9 +1211,10 @@ class Session:
         if self._base_digest is None or self._lacks_base:
             return []
         # What the masks carried of the own change leaves it; of one that is not in the sum nothing is kept.
-        mine = self._is_change and work.uploaded and self.terms.me in survivors
+        mine = self._is_change and work.uploaded and self.terms.me in survivors and self._noise is None
         weight = self._weight if mine else None
-        base, own = self._base if work.base else None, self._vector if self._is_change == bool(work.base) else None
+        is_like = self._noise is None and self._is_change == bool(work.base)
+        base, own = self._base if work.base else None, self._vector if is_like else None
         for chunk, result in self._statements.of(Result, work.session).items():
             if chunk not in self._unsigned or chunk in self._decoding or chunk in self._results:
                 continue
@@ -1663,7 +1673,7 @@ class Session:
         self._work.secrets = self._work.masks = self._work.hidden = None
         self._uploads, self._chunks, self._vector, self._unsigned = {}, {}, None, {}
         self._check.results = {}
-        self._place = None
+        self._place = self._public_base = None
         if not self._work.base:
             self._base = None
 
@@ -1711,11 +1721,6 @@ class Session:
         self._traffic.sent.add((who, part, chunk))
         message = Chunk(self.terms.charter, self.terms.round, self._work.session, part, chunk, payload.nbytes)
         return [SendBulk((self.terms.roster[who],), message, payload)]
-
-
-def _less(vector: Vector, base: Vector) -> Vector:
-    """Return the change from the base, in the place of the vector if it can be written to."""
-    return np.subtract(vector, base, out=vector if vector.flags.writeable else None)
 
 
 def _decoded(

@@ -1,12 +1,13 @@
-"""What a federation is compared with: each peer alone, and one model on everybody's data.
+"""What a federation is compared with: each peer alone, one model on everybody's data, and itself without noise.
 
-Owns two loops without a network. Central training needs the pooled data, so it exists in scenarios and demonstrations
+Owns loops without a network. Central training needs the pooled data, so it exists in scenarios and demonstrations
 only.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from p2pfl.core.errors import InvalidConfig
@@ -68,6 +69,35 @@ def central(
     return alone(
         task, pooled, initial, rounds, Training(training.local_steps, batch_size, training.clip_norm, training.seed)
     )
+
+
+def averaged(
+    task: Task, shares: Sequence[Data], initial: Vector, rounds: int, trainings: Sequence[Training]
+) -> list[dict[str, float]]:
+    """Train as a federation of one group without noise does: all peers' updates, clipped, are averaged exactly.
+
+    Returns:
+        After each round the loss and the task's metrics on the first peer's held-out examples.
+
+    Raises:
+        RoundFailed: if training diverges or the task fails.
+        InvalidConfig: if the settings or the vector do not fit.
+    """
+    trainers = [
+        Trainer(
+            task, data, local_steps=training.local_steps, batch_size=training.batch_size,
+            clip_norm=training.clip_norm, seed=training.seed,
+        )
+        for data, training in zip(shares, trainings, strict=True)
+    ]  # fmt: skip
+    vector, measured = initial, []
+    for number in range(rounds):
+        total = np.zeros(len(vector))
+        for trainer in trainers:
+            total += trainer.train(vector, number).vector
+        vector = (total / len(trainers)).astype(np.float32)
+        measured.append(trainers[0].evaluate(vector))
+    return measured
 
 
 def _joined(parts: Sequence[Examples]) -> Examples:

@@ -1,6 +1,6 @@
 """What a peer finds again when it starts: its ledger and its checkpoints, in a folder of its own.
 
-    state/ledger                every `Uploading` and `Voted`, appended one by one
+    state/ledger                every `Uploading` and `Voted`, appended one by one; and what those that are gone cost
     state/round-12.checkpoint   base, update and trainer as they were before round 12; the last few are kept
 
 **Nothing acknowledged is lost**, and nothing damaged is taken for whole: `Checkpoints.persist` returns when the record
@@ -27,6 +27,7 @@ with float32 in little endian. Nothing here is unpickled.
 import fcntl
 import hashlib
 import json
+import math
 import os
 import struct
 import threading
@@ -144,7 +145,15 @@ class Checkpoints:
         self._writing = threading.Lock()
 
     @classmethod
-    def open(cls, folder: Path, charter: bytes, peer: PeerId, initial: NDArray[np.float32], keep: int = KEEP) -> Opened:
+    def open(
+        cls,
+        folder: Path,
+        charter: bytes,
+        peer: PeerId,
+        initial: NDArray[np.float32],
+        keep: int = KEEP,
+        rho: float = 0.0,
+    ) -> Opened:
         """Open a peer's state, or begin one in an empty folder, and hold it for this process alone.
 
         Args:
@@ -154,6 +163,7 @@ class Checkpoints:
             initial: the model before round 0, float32 [parameters]; where a peer stands that uploaded before its first
                 checkpoint.
             keep: how many checkpoints to keep, at least 1.
+            rho: what an upload costs under this charter, in zCDP: so much counts for a record that is torn.
 
         Raises:
             InvalidConfig: another process uses the folder; or the ledger, or every checkpoint, is damaged, missing or
@@ -166,18 +176,20 @@ class Checkpoints:
         make_folder(folder)
         lock = _lock(folder)
         try:
-            return cls._open(folder, lock, owner, initial, keep)
+            return cls._open(folder, lock, owner, initial, keep, rho)
         except BaseException:
             os.close(lock)
             raise
 
     @classmethod
-    def _open(cls, folder: Path, lock: int, owner: Owner, initial: NDArray[np.float32], keep: int) -> Opened:
+    def _open(
+        cls, folder: Path, lock: int, owner: Owner, initial: NDArray[np.float32], keep: int, rho: float
+    ) -> Opened:
         told = _read_ledger(folder, owner)
         found = _find(folder, owner, initial.size, told)
         resumed, notes = None, list(found.notes)
         if told.torn:
-            told = _mended(told, found.checkpoint)
+            told = _mended(told, found.checkpoint, rho)
             notes.append(
                 f"{folder / LEDGER_FILE}: its last record was cut short; "
                 f"round {told.records[-1].round} counts as uploaded, as it may have been"
@@ -190,6 +202,11 @@ class Checkpoints:
                 temporary.unlink()
         ledger = _Ledger(folder / LEDGER_FILE, owner, told)
         return Opened(cls(lock, ledger, found, initial.size, keep), resumed, found.trainer, notes)
+
+    @property
+    def rho(self) -> float:
+        """What all uploads of all lives together may have told of this peer's data, in zCDP."""
+        return self._ledger.told.rho
 
     @property
     def records(self) -> tuple[Told, ...]:
@@ -312,15 +329,24 @@ def _find(folder: Path, owner: Owner, parameters: int, told: "_Told") -> _Found:
     return _Found(None, None, [], [], [])
 
 
-def _mended(told: "_Told", checkpoint: Checkpoint | None) -> "_Told":
+def _mended(told: "_Told", checkpoint: Checkpoint | None, rho: float) -> "_Told":
     """Return a torn ledger with an upload at its end, for the latest round that the lost record can have been of."""
     uploads = [record.round + 1 for record in told.records if isinstance(record, Uploading)]
     latest = max([0 if checkpoint is None else checkpoint.round, told.newest, *uploads])
-    lost = Uploading(Round(latest), bytes(SESSION_BYTES))
+    lost = Uploading(Round(latest), bytes(SESSION_BYTES), rho)
     return replace(told, records=(*told.records, lost), torn=False)
 
 
 # The ledger
+
+
+def spent_rho(folder: Path, charter: bytes, peer: PeerId) -> float:
+    """Return what a peer's uploads under a charter may have told of its data, in zCDP; also while it runs.
+
+    Raises:
+        InvalidConfig: its ledger is damaged, missing or another's.
+    """
+    return _read_ledger(folder, Owner(charter.hex(), peer)).rho
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,12 +358,19 @@ class _Told:
         before: how many it had before them, all pruned.
         newest: the round of the newest checkpoint that it knows of; -1 for none.
         torn: whether the last write was cut short.
+        pruned: what the pruned uploads cost, in zCDP.
     """
 
     records: tuple[Told, ...] = ()
     before: int = 0
     newest: int = -1
     torn: bool = False
+    pruned: float = 0.0
+
+    @property
+    def rho(self) -> float:
+        """What all uploads together cost, in zCDP."""
+        return math.fsum([self.pruned, *map(_cost, self.records)])
 
     @property
     def total(self) -> int:
@@ -379,7 +412,8 @@ def parse_ledger(content: bytes, owner: Owner) -> _Told:
         head = json.loads(bodies[0])
         _verify_format(head)
         owner.verify(Owner.of(head))
-        return _Told(tuple(map(_decode, bodies[1:])), int(head["before"]), int(head["newest"]), torn)
+        before, newest, pruned = int(head["before"]), int(head["newest"]), float(head.get("rho", 0.0))
+        return _Told(tuple(map(_decode, bodies[1:])), before, newest, torn, pruned)
     except _NO_VALUES as error:
         raise Unusable("has whole frames, which say what no ledger says") from error
 
@@ -426,23 +460,31 @@ def _encode(record: Told) -> bytes:
     values: list[Any] = ["uploading", record.round, record.session.hex()]
     if isinstance(record, Voted):
         values = ["voted", *values[1:], list(record.survivors)]
+    elif record.rho:
+        values.append(record.rho)
     return json.dumps(values).encode()
 
 
 def _decode(body: bytes) -> Told:
-    kind, number, session, *survivors = json.loads(body)
+    kind, number, session, *further = json.loads(body)
     if kind == "voted":
-        (places,) = survivors
+        (places,) = further
         return Voted(Round(int(number)), bytes.fromhex(session), tuple(map(int, places)))
-    if kind != "uploading" or survivors:
+    if kind != "uploading" or len(further) > 1:
         raise ValueError(kind)
-    return Uploading(Round(int(number)), bytes.fromhex(session))
+    return Uploading(Round(int(number)), bytes.fromhex(session), *map(float, further))
+
+
+def _cost(record: Told) -> float:
+    return record.rho if isinstance(record, Uploading) else 0.0
 
 
 def render_ledger(owner: Owner, told: _Told) -> tuple[bytes, bytes]:
     """Return a ledger's bytes, and the SHA-256 of its last frame."""
     head = {"format": FORMAT, "charter": owner.charter, "peer": owner.peer}
     head |= {"before": told.before, "newest": told.newest}
+    if told.pruned:
+        head["rho"] = told.pruned
     content, digest = LEDGER_MAGIC, hashlib.sha256(LEDGER_MAGIC).digest()
     for body in [json.dumps(head).encode(), *map(_encode, told.records)]:
         frame, digest = _frame(digest, body)
@@ -492,7 +534,8 @@ class _Ledger:
             for record in sorted(self.told.records, key=lambda record: record.round):
                 last[type(record)] = record
             kept = tuple(r for r in self.told.records if r.round >= oldest or r is last[type(r)])
-            self._rewrite(_Told(kept, self.told.total - len(kept), max(newest, self.told.newest)))
+            pruned = math.fsum([self.told.pruned, *(_cost(r) for r in self.told.records if r not in kept)])
+            self._rewrite(_Told(kept, self.told.total - len(kept), max(newest, self.told.newest), pruned=pruned))
 
     def close(self) -> None:
         """Close the file."""

@@ -230,7 +230,7 @@ def _signatures(home: Home, charter: Charter, name: str) -> Iterator[Finding]:
 def _disk(home: Home, charter: Charter, probe: Probe) -> Iterator[Finding]:
     vector = 4 * charter.model.parameters
     every = home.config.history_every
-    copies = -(-charter.training.rounds // every) if every else 0
+    copies = -(-charter.rounds // every) if every else 0
     # Of a checkpoint that is being written the old ones are still there.
     needed = SPARE_BYTES + vector * (VECTORS_KEPT * (KEEP + 1) + copies)
     free = probe.free(home.run_path)

@@ -23,7 +23,7 @@ from p2pfl.core.settings import parse_toml, validate
 from p2pfl.crypto.beacon import commitment_to
 from p2pfl.crypto.identity import Identity, Signer, charter_faults, has_revealed, public_key, salt_of
 from p2pfl.crypto.suite import SUITES
-from p2pfl.gossip.grouping import averaging_faults, scaling_faults
+from p2pfl.gossip.grouping import averaging_faults, privacy_faults, scaling_faults
 from p2pfl.gossip.topology import TOPOLOGIES, overlay_of
 from p2pfl.learning.task import LoadedTask, load_task, make_model
 from p2pfl.learning.vector import assign, initial, layout, load_model, save_model
@@ -423,6 +423,7 @@ def _averaging_faults(charter: Charter) -> list[str]:
         except InvalidConfig as error:
             return [str(error)]
     faults = averaging_faults(members, charter.averaging, graph) if members > 1 else []
+    faults = faults or (privacy_faults(charter, graph) if members > 1 else [])
     return [*faults, *scaling_faults(members, charter.task.whole_rounds)]
 
 

@@ -108,7 +108,7 @@ def create_federation(
 
 def _history_every(charter: Charter) -> int:
     """Return how often a peer may copy its model for the plots within `HISTORY_BYTES`."""
-    rounds = charter.training.rounds + charter.averaging.settle_rounds
+    rounds = charter.rounds + charter.averaging.settle_rounds
     return max(1, math.ceil(4 * charter.model.parameters * rounds / HISTORY_BYTES))
 
 

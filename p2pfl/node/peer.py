@@ -24,7 +24,7 @@ from p2pfl.crypto.identity import Signer
 from p2pfl.crypto.keyring import Keyring
 from p2pfl.crypto.suite import suite
 from p2pfl.gossip.group_machine import GroupMachine, GroupPlan
-from p2pfl.gossip.grouping import weight_for
+from p2pfl.gossip.grouping import noise_of, weight_for
 from p2pfl.gossip.peer_machine import PeerMachine, Plan
 from p2pfl.gossip.secure_sum import MaskTerms
 from p2pfl.gossip.star_machine import StarMachine
@@ -188,7 +188,7 @@ class Peer:
         chosen = suite(charter.security.suite, clock=time.perf_counter)
         averaging = charter.averaging
         audit = averaging.audit == "full"
-        return MaskTerms(chosen, RING_BITS, averaging.clip, os.urandom, averaging.most_change, audit)
+        return MaskTerms(chosen, RING_BITS, averaging.clip, os.urandom, averaging.most_change, audit, noise_of(charter))
 
     def run(self) -> None:
         """Run until the federation's last round, or until asked to stop (SIGINT, SIGTERM, SIGHUP).
@@ -201,8 +201,13 @@ class Peer:
         run_path = self.home.run_path
         with exclusive(run_path, "a peer runs in this folder already; stop it first"):
             self._verify_unfinished(run_path / FINISHED_FILE)
+            budget = self.federation.charter.budget
             opened = Checkpoints.open(
-                run_path / STATE_FOLDER, self.plan.charter, PeerId(self.started.peer), self.initial
+                run_path / STATE_FOLDER,
+                self.plan.charter,
+                PeerId(self.started.peer),
+                self.initial,
+                rho=0.0 if budget is None else budget.rho,
             )
             trace = TraceWriter(run_path / TRACE_FILE, lambda: (self.transport.bytes_in, self.transport.bytes_out))
             try:

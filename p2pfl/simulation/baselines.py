@@ -1,4 +1,4 @@
-"""What a run is compared with, kept in its folder: each peer alone, and one model on everybody's data.
+"""What a run is compared with, kept in its folder: each peer alone, one model on everybody's data, one without noise.
 
 Owns `baselines.json`. It is computed once for a charter, the peers' data tables and their seeds.
 """
@@ -6,12 +6,12 @@ Owns `baselines.json`. It is computed once for a charter, the peers' data tables
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
 from p2pfl.core.errors import InvalidConfig, RoundFailed
-from p2pfl.learning.baselines import Training, alone, central
+from p2pfl.learning.baselines import Training, alone, averaged, central
 from p2pfl.learning.task import Data, make_model, read_data
 from p2pfl.learning.trainer import Trainer
 from p2pfl.learning.vector import Vector, flatten, load_model
@@ -50,12 +50,14 @@ class Baselines:
         central: the curve of one model on all data; empty for a single member.
         classes: how many classes all data is of, if it is of classes.
         missing: why there are none, in one line.
+        noiseless: the curve of the same federation, all in one group, without noise; empty where there is none.
     """
 
     shares: Mapping[str, Share]
     central: Curve
     classes: int | None = None
     missing: str = ""
+    noiseless: Curve = field(default_factory=dict)
 
 
 def read_shares(run: Run) -> dict[str, Data] | None:
@@ -101,7 +103,7 @@ def _load(path: Path, key: str) -> Baselines | None:
             name: Share(share["examples"], share["classes"], _curve(share["curve"]))
             for name, share in values["shares"].items()
         }
-        return Baselines(shares, _curve(values["central"]), values["classes"])
+        return Baselines(shares, _curve(values["central"]), values["classes"], noiseless=_curve(values["noiseless"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # none yet, or of another version: it is made anew
 
@@ -111,7 +113,7 @@ def _curve(values: Mapping[str, dict[str, float]]) -> Curve:
 
 
 def _train(run: Run, shares: Mapping[str, Data]) -> Baselines:
-    task, rounds = run.federation.task.task, run.charter.training.rounds
+    task, rounds = run.federation.task.task, run.charter.rounds
     model = make_model(task)
     load_model(run.federation.model_path, model)
     initial = flatten(model)
@@ -127,11 +129,16 @@ def _train(run: Run, shares: Mapping[str, Data]) -> Baselines:
     if len(data) > 1:
         train = partial(central, task, data, initial, rounds, _training(run, run.peers[0]))
         together = _attempt(train, measure(run, data[0], initial))
+    noiseless: Curve = {}
+    if run.charter.privacy is not None:
+        trainings = [_training(run, peer) for peer in run.peers]
+        train = partial(averaged, task, data, initial, rounds, trainings)
+        noiseless = _attempt(train, measure(run, data[0], initial))
     counts = {name: _classes(share) for name, share in shares.items()}
     table = {
         name: Share(len(share.train), len(counts[name]) or None, alone_curves[name]) for name, share in shares.items()
     }
-    return Baselines(table, together, len(set().union(*counts.values())) or None)
+    return Baselines(table, together, len(set().union(*counts.values())) or None, noiseless=noiseless)
 
 
 def _training(run: Run, peer: PeerRun) -> Training:

@@ -6,11 +6,13 @@ from pydantic import ValidationError
 
 from p2pfl.core.charter import AveragingTerms, Charter, Member, ModelTerms, SecurityTerms, TaskTerms, TrainingTerms
 from p2pfl.core.errors import InvalidConfig
+from p2pfl.simulation.noised import noise_of_scenario
 from p2pfl.simulation.scenario import Scenario
 
 MOST_PEERS = 256
 """A guess of what anybody waits for."""
 ONLY_SIMULATED = ("attackers", "faults", "stopping", "participation")
+ONLY_DENSE = (*ONLY_SIMULATED, "privacy")
 """Tables and keys of what befalls a simulated run, of which no charter speaks."""
 
 
@@ -34,7 +36,7 @@ def verify_peers(scenario: Scenario) -> None:
         InvalidConfig: they cannot.
     """
     _verify_terms(scenario)
-    for name in ONLY_SIMULATED:
+    for name in ONLY_DENSE:
         if getattr(scenario, name) != getattr(Scenario(), name):
             raise InvalidConfig(f'{name} is for the engine "dense"; leave it out, or take that engine')
     if scenario.peers > MOST_PEERS:
@@ -85,6 +87,10 @@ def draft_terms(scenario: Scenario) -> tuple[dict[str, dict[str, Any]], list[str
     for name, kind in (("training", TrainingTerms), ("averaging", AveragingTerms), ("security", SecurityTerms)):
         tables[name] = {key: value for key, value in given.get(name, {}).items() if key in kind.model_fields}
     tables["training"].pop("algorithm", None)
+    noise, terms = noise_of_scenario(scenario), scenario.privacy
+    if noise is not None:
+        tables["privacy"] = {"noise": noise.multiplier, "epsilon": terms.epsilon, "delta": terms.delta}
+        tables["privacy"] |= {} if terms.survivors is None else {"survivors": terms.survivors}
     said = [f"{name}: not of a charter" for name in (*ONLY_SIMULATED, "engine", "cost") if name in given]
     if scenario.training.epochs:
         said.append("training.epochs: a charter counts local_steps; set them")

@@ -19,6 +19,7 @@ from p2pfl.gossip.grouping import (
 from p2pfl.gossip.mixing import metropolis_hastings, spectral_gap
 from p2pfl.gossip.topology import diameter, overlay_of
 from p2pfl.node.live import UNMASKED, size_text
+from p2pfl.simulation.privacy_text import describe_noise
 
 
 def describe_charter(charter: Charter) -> Iterator[str]:
@@ -46,6 +47,7 @@ def describe_charter(charter: Charter) -> Iterator[str]:
         yield f"audit     {averaging.audit}: sums are {checked} they are adopted"
     else:
         yield f"masks     off: {UNMASKED}"
+    yield from describe_noise(charter)
     if averaging.samples_max is not None:
         least = f"at least {averaging.alpha_min:g}"
         yield f"weights   by samples: 1 for {averaging.samples_max} of them, which is the most, {least} for fewer"

@@ -24,6 +24,7 @@ from p2pfl.node.store import read_text
 from p2pfl.simulation.attacks import ATTACKS, poisoned
 from p2pfl.simulation.dense.sampling import Shares, derived
 from p2pfl.simulation.exchanges import EachSeed
+from p2pfl.simulation.noised import with_noise
 from p2pfl.simulation.scenario import NOT_OPTIONS, Averaging, Scenario
 
 
@@ -63,7 +64,7 @@ class Parts:
             self.shared = np.flatnonzero(np.repeat(np.logical_not(stays), sizes))
         if isinstance(algorithm, ChocoSgd):
             algorithm = dataclasses.replace(algorithm, compress=EachSeed(self.compress, scenario.seeds))
-        self.algorithm = algorithm
+        self.algorithm = with_noise(algorithm, scenario)
         self.attackers = scenario.attackers.among(scenario.peers)
         self.attack = ATTACKS[scenario.attackers.attack] if self.attackers else None
         self.pool = self.data.train

@@ -15,7 +15,7 @@ from p2pfl.node.store import write_atomic
 from p2pfl.simulation.baselines import baselines, read_shares
 from p2pfl.simulation.plots import accuracy_figure, consensus_figure, exchanges_figure, groups_text, overlay_figure, png
 from p2pfl.simulation.results import open_run
-from p2pfl.simulation.summary import GroupsSummary, PeerSummary, Summary, consensus_curve, summarise
+from p2pfl.simulation.summary import GroupsSummary, PeerSummary, PrivacySummary, Summary, consensus_curve, summarise
 
 SUMMARY_FILE, TEXT_FILE = "summary.json", "report.txt"
 ACCURACY_FILE, CONSENSUS_FILE = "accuracy.png", "consensus.png"
@@ -174,6 +174,8 @@ def final_lines(summary: Summary) -> list[str]:
 def _facts(summary: Summary) -> Iterator[tuple[str, str]]:
     if summary.central is not None:
         yield "reference", f"{value_text(summary.central, summary.metric)} {summary.metric} with all data in one place"
+    if summary.privacy is not None:
+        yield from _privacy_facts(summary.privacy, summary.metric)
     for name, further in summary.further.items():
         found = {
             "together": further.together,
@@ -210,6 +212,16 @@ def _facts(summary: Summary) -> Iterator[tuple[str, str]]:
     else:
         yield from _group_facts(summary.groups)
     yield "masks", "on: only sums were revealed" if summary.masked else f"off: {UNMASKED_RUN}"
+
+
+def _privacy_facts(privacy: PrivacySummary, metric: str) -> Iterator[tuple[str, str]]:
+    yield (
+        "noise",
+        f"{privacy.noise:g} times the clip; epsilon {privacy.epsilon:.4g} at delta {privacy.delta:g} in "
+        f"{privacy.rounds} rounds, the budget bears {privacy.borne}",
+    )
+    if privacy.noiseless is not None:
+        yield "without noise", f"{value_text(privacy.noiseless, metric)} {metric}, with the same clip, all in one group"
 
 
 def _group_facts(groups: GroupsSummary) -> Iterator[tuple[str, str]]:

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, cast
 import tomlkit
 from pydantic import BaseModel, Field, field_validator, model_validator
 
-from p2pfl.core.charter import AveragingTerms, SecurityTerms, TrainingTerms, check_name
+from p2pfl.core.charter import MOST_EPSILON, AveragingTerms, SecurityTerms, TrainingTerms, check_name
 from p2pfl.core.errors import InvalidConfig
 from p2pfl.core.settings import Settings, parse_toml, validate
 from p2pfl.gossip.compress import COMPRESSORS
@@ -47,7 +47,7 @@ MASKABLE = ("groups", "stars")
 """Topologies in which sums do not overlap, so that masks can hide single updates."""
 
 NOT_SIMULATED: Mapping[str, tuple[str, ...]] = {
-    "training": ("clip_norm",), "averaging": ("edges", "regroup", "weights", "samples_max", "bits", "change_clip"),
+    "averaging": ("edges", "regroup", "weights", "samples_max", "bits", "change_clip"),
 }  # fmt: skip
 """A charter's keys that would change what comes out, and are refused."""
 
@@ -102,13 +102,6 @@ class Training(TrainingTerms):
     learning_rate: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     epochs: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
-    @model_validator(mode="after")
-    def _can_be_run(self) -> "Training":
-        for name in NOT_SIMULATED["training"]:
-            if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"{name} is not simulated; leave it out")
-        return self
-
 
 class Averaging(AveragingTerms):
     """Who averages with whom.
@@ -135,6 +128,23 @@ class Averaging(AveragingTerms):
             if field is not None and getattr(self, name) != field.default:
                 raise ValueError(f"{name} is not simulated; leave it out")
         return self
+
+
+class PrivacyTerms(Settings):
+    """Noise in masked sums, as much as it takes that all rounds together cost so much of each peer's privacy.
+
+    A peer adds noise to its update of norm training.clip_norm at most, measured by the honest among the fewest
+    survivors that a sum may have. See `p2pfl.core.privacy` for what epsilon and delta are about.
+
+    Attributes:
+        epsilon: what all rounds cost; 0 for no noise.
+        delta: at this.
+        survivors: fewest peers in a sum, if more than averaging.colluders asks for.
+    """
+
+    epsilon: Annotated[float, Field(ge=0, le=MOST_EPSILON)] = 0.0
+    delta: Annotated[float, Field(ge=1e-12, le=0.01)] = 1e-5
+    survivors: Annotated[int, Field(ge=3)] | None = None
 
 
 class CompressionTerms(Settings):
@@ -342,6 +352,7 @@ class Scenario(Settings):
     training: Training = Training()
     averaging: Averaging = Averaging()
     security: SecurityTerms = SecurityTerms()
+    privacy: PrivacyTerms = PrivacyTerms()
     compression: CompressionTerms = CompressionTerms()
     attackers: AttackerTerms = AttackerTerms()
     defence: DefenceTerms = DefenceTerms()
@@ -377,6 +388,10 @@ class Scenario(Settings):
             verify_masks(rule(self.defence.rule), masks=masks)
         except InvalidConfig as error:
             raise ValueError(str(error)) from error
+        if self.privacy.epsilon and not self.training.clip_norm:
+            raise ValueError("privacy.epsilon needs training.clip_norm: noise is a multiple of it")
+        if self.privacy.epsilon and (not masks or compression != "none"):
+            raise ValueError("noise is for masked sums without compression; set averaging.masks to on")
         if self.attackers.among(self.peers) >= self.peers:
             raise ValueError(f"attackers: all of {self.peers} peers would be; leave one honest")
         if self.faults.parts > self.peers:
@@ -579,6 +594,8 @@ def unread(scenario: Scenario) -> set[str]:
         keys.add("compression.gamma")
     if scenario.faults.parts == 1:
         keys |= {"faults.split", "faults.heal"}
+    if not scenario.privacy.epsilon:
+        keys |= {"privacy.delta", "privacy.survivors"}
     if attackers.attack == "none":
         keys |= {f"attackers.{key}" for key in ("count", "fraction", "strength")}
     return keys

@@ -114,6 +114,27 @@ class GroupsSummary:
 
 
 @dataclass(frozen=True)
+class PrivacySummary:
+    """What noise there was, and what it cost.
+
+    Attributes:
+        noise: as a multiple of the clip.
+        epsilon: spent by the member that took part in most rounds.
+        delta: at this.
+        rounds: which that is of.
+        borne: how many rounds the budget bears.
+        noiseless: the metric that the same peers reach without noise, all in one group.
+    """
+
+    noise: float
+    epsilon: float
+    delta: float
+    rounds: int
+    borne: int
+    noiseless: float | None
+
+
+@dataclass(frozen=True)
 class Summary:
     """A run in numbers.
 
@@ -135,6 +156,7 @@ class Summary:
         missing: why there are no baselines.
         masked: whether single updates were hidden.
         further: the task's other metrics, by name; the loss is none.
+        privacy: None where no noise was added.
     """
 
     federation: str
@@ -157,6 +179,7 @@ class Summary:
     masked: bool
     further: Mapping[str, FurtherMetric]
     records: dict[str, int]
+    privacy: PrivacySummary | None = None
 
 
 def summarise(run: Run, against: Baselines, shares: Mapping[str, Data] | None) -> Summary:
@@ -175,7 +198,7 @@ def summarise(run: Run, against: Baselines, shares: Mapping[str, Data] | None) -
         federation=charter.name,
         charter=charter.hash().hex(),
         metric=metric,
-        rounds=charter.training.rounds,
+        rounds=charter.rounds,
         parameters=charter.model.parameters,
         overlay=overlay_summary(run),
         groups=groups_summary(run) if run.charter.averaging.topology == "groups" else None,
@@ -192,6 +215,7 @@ def summarise(run: Run, against: Baselines, shares: Mapping[str, Data] | None) -
         records=records(run),
         missing=against.missing,
         further=_further(against, together, metric),
+        privacy=privacy_summary(run, against, metric),
     )
 
 
@@ -231,6 +255,23 @@ def groups_summary(run: Run) -> GroupsSummary:
     count = len(GroupPlan.for_peer(charter, charter.roster()[0]).groups(Round(0)))
     contraction = (count - 1) / max(1, peers - 1)
     return GroupsSummary(size, count, contraction, records(run), _absences(run.peers))
+
+
+def privacy_summary(run: Run, against: Baselines, metric: str) -> PrivacySummary | None:
+    """Say what the run's noise cost; each upload counts, whatever became of it."""
+    budget = run.charter.budget
+    if budget is None:
+        return None
+    most = max((_uploads(peer, run.charter.rounds) for peer in run.peers), default=0)
+    epsilon = budget.spent(most * budget.rho)
+    noiseless = last(against.noiseless, metric)
+    return PrivacySummary(budget.noise, epsilon, budget.delta, most, budget.rounds, noiseless)
+
+
+def _uploads(peer: PeerRun, rounds: int) -> int:
+    """Return in how many of so many rounds a peer may have uploaded; who knows of no upload in vain counts it."""
+    unspent = sum(event.round < rounds and event.outcome == Outcome.SKIP for _, event in peer.rounds_ended())
+    return min(peer.outcome.rounds, rounds) - unspent
 
 
 def records(run: Run) -> dict[str, int]:

@@ -48,7 +48,7 @@ TERMS = [path for path in leaves(charter_values()) if path[0] not in ("signature
 def test_every_setting_of_a_charter_is_a_term() -> None:
     written = {tuple(path) for path in leaves(read(charter_values()).terms())}
     assert written == set(TERMS)
-    assert set(Charter.model_fields) == {str(path[0]) for path in TERMS} | {"signatures", "salts"}
+    assert set(Charter.model_fields) == {str(path[0]) for path in TERMS} | {"signatures", "salts", "privacy"}
 
 
 @pytest.mark.parametrize("path", [path for path in TERMS if path not in ONLY_ONE], ids=str)
@@ -115,6 +115,50 @@ def test_weights_by_samples_need_to_know_the_most_of_them() -> None:
     values["averaging"] |= {"weights": "equal", "samples_max": 100}
     with pytest.raises(InvalidConfig, match="samples_max means something only with weights = samples"):
         read(values)
+
+
+def private(**changes: Any) -> dict[str, Any]:
+    """Return a charter with noise; `table__key` changes another table."""
+    values = charter_values()
+    values["averaging"]["masks"] = "on"
+    values["training"]["clip_norm"] = 1.0
+    values["privacy"] = {"noise": 2.0, "epsilon": 8.0, "delta": 1e-6, "survivors": 4}
+    for path, value in changes.items():
+        table, _, key = path.rpartition("__")
+        values[table or "privacy"][key] = value
+    return values
+
+
+def test_every_term_of_noise_changes_the_hash_and_none_of_it_is_as_before() -> None:
+    variants = [private(), private(noise=2.5), private(epsilon=9.0), private(delta=1e-5), private(survivors=5)]
+    assert len({read(values).hash() for values in variants}) == len(variants)
+    without = private()
+    del without["privacy"]
+    assert "privacy" not in read(without).terms()
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (private(averaging__masks="off"), "privacy adds noise to masked sums, and masks are off"),
+        (private(averaging__weights="samples", averaging__samples_max=9), "set weights to equal"),
+        (private(training__clip_norm=0.0), "privacy needs training.clip_norm"),
+        (private(noise=0.01), "bears no round with noise = 0.01; raise noise or epsilon"),
+        (private(survivors=2), "privacy.survivors"),
+    ],
+)
+def test_noise_that_would_hide_nothing_is_refused_in_a_line(values: dict[str, Any], told: str) -> None:
+    with pytest.raises(InvalidConfig, match=told) as raised:
+        read(values)
+    assert "\n" not in str(raised.value)
+
+
+def test_training_ends_with_the_budget_if_that_comes_first() -> None:
+    charter = read(private(training__rounds=1000))
+    budget = charter.budget
+    assert budget is not None
+    assert charter.rounds == budget.rounds < 1000
+    assert read(private(training__rounds=5)).rounds == 5
 
 
 def test_words_of_16_bits_are_of_masked_changes() -> None:

@@ -40,7 +40,10 @@ def with_change(path: str, value: object) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("path", "known"),
     [
-        ("color", "name, version, task, model, training, averaging, security, deadlines, members, signatures, salts"),
+        (
+            "color",
+            "name, version, task, model, training, averaging, security, privacy, deadlines, members, signatures, salts",
+        ),
         ("training.color", "algorithm, rounds, local_steps, batch_size, window, clip_norm"),
         ("members.1.color", "name, peer_id, addresses, sm2_public_key, salt_commitment"),
     ],

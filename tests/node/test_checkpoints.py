@@ -29,6 +29,7 @@ from p2pfl.node.checkpoints import (
     parse_ledger,
     read_checkpoint,
     render_ledger,
+    spent_rho,
 )
 
 CHARTER, PEER = bytes(range(32)), PeerId("12D3KooWone")
@@ -695,3 +696,51 @@ def test_a_lock_dies_with_its_holder(tmp_path: Path) -> None:
     found.checkpoints.close()
     fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
     os.close(other)
+
+
+# What uploads cost
+
+
+def paid(number: int) -> Uploading:
+    return Uploading(Round(number), SESSION, 0.1)
+
+
+def test_what_uploads_cost_is_never_forgotten_though_their_records_are(tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    store = opened(folder, keep=1, rho=0.1).checkpoints
+    for number in range(30):
+        store.persist(paid(number))
+        assert store.rho == pytest.approx(0.1 * (number + 1)), "before anything leaves"
+        assert spent_rho(folder, CHARTER, PEER) == store.rho, "also for those who look on"
+        store.persist(checkpoint(number + 1))
+    store.persist(uploading(30))
+    assert len(store.records) < 5
+    store.close()
+    assert reopened(folder)[1].checkpoints.rho == pytest.approx(3.0, rel=1e-12)
+
+
+def test_a_torn_record_counts_as_an_upload_that_was_paid_for(tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    store = opened(folder, rho=0.1).checkpoints
+    store.persist(paid(0))
+    whole = (folder / LEDGER_FILE).stat().st_size
+    store.persist(paid(1))
+    store.close()
+    for length in (whole + 1, whole + 40):
+        content = (folder / LEDGER_FILE).read_bytes()
+        torn = tmp_path / f"torn-{length}"
+        torn.mkdir(mode=0o700)
+        (torn / LEDGER_FILE).write_bytes(content[:length])
+        assert opened(torn, rho=0.1).checkpoints.rho == pytest.approx(0.2)
+
+
+def test_a_ledger_without_noise_is_as_it_was(tmp_path: Path) -> None:
+    live(tmp_path / "plain", range(5), keep=1)
+    assert b"rho" not in (tmp_path / "plain" / LEDGER_FILE).read_bytes()
+    assert reopened(tmp_path / "plain")[1].checkpoints.rho == 0.0
+
+
+def test_who_asks_what_is_spent_is_told_what_is_wrong_with_a_ledger(tmp_path: Path) -> None:
+    live(tmp_path / "state", range(2))
+    with pytest.raises(InvalidConfig, match="is of the charter"):
+        spent_rho(tmp_path / "state", bytes(32), PEER)

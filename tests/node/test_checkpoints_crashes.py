@@ -22,11 +22,13 @@ from p2pfl.node.checkpoints import Checkpoints, Opened
 
 CHARTER, PEER = bytes(32), PeerId("12D3KooWone")
 SIZE = 100
+RHO = 0.125
+"""What an upload costs, in zCDP."""
 ROOT = Path(__file__).parents[2]
 
 
 def opened(folder: Path, size: int = SIZE) -> Opened:
-    return Checkpoints.open(folder, CHARTER, PEER, np.zeros(size, np.float32))
+    return Checkpoints.open(folder, CHARTER, PEER, np.zeros(size, np.float32), rho=RHO)
 
 
 def trainer_at(number: int) -> bytes:
@@ -40,7 +42,7 @@ def checkpoint(number: int, size: int = SIZE) -> Checkpoint:
 def records(first: int, last: int, size: int = SIZE) -> Iterator[Record]:
     """Give what a peer persists in rounds `first` up to `last`."""
     for number in range(first, last):
-        yield Uploading(Round(number), bytes(32))
+        yield Uploading(Round(number), bytes(32), RHO)
         yield Voted(Round(number), bytes(32), (0, 1, 2))
         yield checkpoint(number + 1, size)
 
@@ -70,6 +72,8 @@ def possible(done: list[Record], begun: list[Record], torn: bool) -> list[tuple[
 
 def verify(found: Opened, done: list[Record], begun: list[Record], size: int = SIZE) -> None:
     """Check that what is found is what was acknowledged (`done`), or with what was begun then as well."""
+    paid, may_have = (sum(isinstance(each, Uploading) for each in part) for part in (done, begun))
+    assert paid - 1e-9 <= found.checkpoints.rho / RHO <= paid + may_have + bool(found.notes) + 1e-9
     if found.resume is None:
         assert not done
         return

@@ -83,7 +83,8 @@ def test_lists_of_charters_keys_name_keys_that_charters_have():
     ("values", "words"),
     [
         ({"peer": 4}, "peer: unknown setting"),
-        ({"training": {"clip_norm": 1.0}}, "clip_norm is not simulated"),
+        ({"averaging": {"masks": "on"}, "privacy": {"epsilon": 1.0}}, "privacy.epsilon needs training.clip_norm"),
+        ({"training": {"clip_norm": 1.0}, "privacy": {"epsilon": 1.0}}, "noise is for masked sums"),
         ({"averaging": {"weights": "samples", "samples_max": 9}}, "not simulated"),
         ({"averaging": {"topology": "groups", "masks": "on", "bits": 16}}, "bits is not simulated"),
         ({"averaging": {"topology": "ring", "masks": "on"}}, "masks are on and the topology is ring"),
