@@ -307,14 +307,15 @@ def run_peer(path: str, awaited: int, cable: Connection | None) -> None:
     """
     if cable is not None:
         _enter_namespace(cable)
+    from p2pfl.learning import chartered  # noqa: PLC0415
     from p2pfl.learning.trainer import Trained as TrainedVector  # noqa: PLC0415 - needs torch: not for the parent
     from p2pfl.learning.trainer import Trainer  # noqa: PLC0415
     from p2pfl.node import peer as peers  # noqa: PLC0415
     from p2pfl.node.federation import open_home  # noqa: PLC0415
 
     class ReadyTrainer(Trainer):
-        def train(self, vector: Any, round: int, seconds: float = 0.0) -> TrainedVector:
-            del round, seconds
+        def train(self, vector: Any, round: int, seconds: float = 0.0, mixed: bool = True) -> TrainedVector:
+            del round, seconds, mixed
             return TrainedVector(vector + vector.dtype.type(1e-3), 0.0, 0.0, clipped=False, steps=1)
 
         def evaluate(self, vector: Any) -> dict[str, float]:
@@ -327,7 +328,7 @@ def run_peer(path: str, awaited: int, cable: Connection | None) -> None:
             out = self.transport
             return Watched(super().machine(resume), self.plan.me, lambda: out.bytes_out, file, memory, awaited)  # type: ignore[union-attr]
 
-    peers.Trainer = ReadyTrainer  # type: ignore[attr-defined,misc]
+    chartered.Trainer = ReadyTrainer  # type: ignore[misc]
     memory = Memory()
     home = open_home(Path(path))
     home = replace(home, config=home.config.model_copy(update={"history_every": 0}))

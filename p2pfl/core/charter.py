@@ -6,7 +6,9 @@ here, and nothing that is one peer's own business (that is `p2pfl.core.config`).
 
 import hashlib
 import re
+from collections.abc import Mapping
 from pathlib import PurePosixPath
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
@@ -17,7 +19,18 @@ from p2pfl.core.privacy import Budget
 from p2pfl.core.settings import Settings
 
 Topology = Literal["groups", "exponential", "ring", "complete", "random-regular", "torus", "hypercube", "path", "edges"]
+Algorithm = Literal[
+    "d-psgd", "local-sgd", "fedprox", "qg-dsgdm", "diloco", "gradient-tracking", "k-gt", "partial-sharing",
+]  # fmt: skip
+NOT_FOR_PEERS: Mapping[str, str] = MappingProxyType({
+    "push-sum": "push-sum is for links that go one way, and a charter's go both ways; take local-sgd",
+    "choco-sgd": "choco-sgd needs a copy of what each neighbor knows, which peers do not keep; take local-sgd",
+    "d2": "d2 is for one mixing matrix in all rounds, and an absence changes it; take k-gt, with one local step",
+    "ad-psgd": "ad-psgd has no rounds, and is for the convergence lab; take local-sgd",
+})  # fmt: skip
+"""Algorithms of scenarios that peers do not run, and why."""
 Edge = Annotated[tuple[str, str], Field(strict=False)]
+Names = Annotated[tuple[str, ...], Field(strict=False, max_length=1000)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Sm2Key = Annotated[str, Field(pattern=r"^04[0-9a-f]{128}$")]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -231,17 +244,28 @@ class TrainingTerms(Settings):
     """What each peer does in a round. The defaults are those that the task `digits` was measured with.
 
     Attributes:
+        algorithm: `d-psgd`: local steps by the task's optimizer, then averaging; the others are of
+            `p2pfl.learning.algorithms`.
+        options: of the algorithm, by the names of its fields.
         window: seconds after which a peer begins no further local step in a round, so that a slow one contributes what
             it has; 0 for no limit.
         clip_norm: a round's local update is scaled down to this L2 norm; 0 leaves it as it is.
     """
 
-    algorithm: Literal["d-psgd"] = "d-psgd"
+    algorithm: Algorithm = "d-psgd"
+    options: dict[str, bool | int | float | str | Names] | None = None
     rounds: Annotated[int, Field(ge=0, le=10_000_000)] = 60
     local_steps: Annotated[int, Field(ge=1)] = 2
     batch_size: Annotated[int, Field(ge=1)] = 32
     window: Annotated[float, Field(ge=0, le=10_000_000, allow_inf_nan=False)] = 0.0
     clip_norm: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+
+    @field_validator("algorithm", mode="before")
+    @classmethod
+    def _is_for_peers(cls, name: object) -> object:
+        if name in NOT_FOR_PEERS:
+            raise ValueError(NOT_FOR_PEERS[str(name)])
+        return name
 
 
 class AveragingTerms(Settings):

@@ -47,6 +47,7 @@ class Checkpoint:
         update: what local training added to it and no sum has taken in, float32 [parameters]; None for nothing.
         released: the round whose released average `base` is; -1 for the initial model.
         results: that average's chunks as they were signed, for others to ask for; none unless the last round's.
+        mixed: whether base and update are what came of mixing what training gave last; see `p2pfl.core.machine.Train`.
     """
 
     round: Round
@@ -54,6 +55,7 @@ class Checkpoint:
     update: NDArray[np.float32] | None
     released: int = -1
     results: tuple[NDArray[np.float32] | NDArray[np.uint8], ...] = ()
+    mixed: bool = True
 
 
 Record = Uploading | Voted | Checkpoint

@@ -228,11 +228,14 @@ class Train:
 
     Attributes:
         seconds: after which no further step begins; at least one is made.
+        mixed: whether `vector` is what came of mixing the vector that training gave last. Else that came to nothing, or
+            nobody knows what, and `vector` is where this peer stands.
     """
 
     round: Round
     vector: Vector
     seconds: float = math.inf
+    mixed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,10 +272,11 @@ class Emit:
 
 @dataclass(frozen=True, slots=True)
 class Adopt:
-    """`vector` is this peer's model after `round`."""
+    """`vector` is where this peer stands after `round`; `mixed` is as in `Train`, and not said of settling."""
 
     round: Round
     vector: Vector
+    mixed: bool = True
 
 
 @dataclass(frozen=True, slots=True)

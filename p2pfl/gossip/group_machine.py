@@ -128,6 +128,8 @@ class GroupPlan:
         graph: the overlay whose stars average; None where groups do.
         least_weight: the smallest that a member may have in a sum, in units of 1 / WEIGHT_ONE.
         agreed: how many rounds with local training the charter asks for; 0 for as many as there are.
+        fixed: how many values at the vector's end are no model's: they do not move with the base when steps that began
+            in one round count in another.
     """
 
     me: int
@@ -148,6 +150,7 @@ class GroupPlan:
     graph: nx.Graph | None = None
     least_weight: int = WEIGHT_ONE
     agreed: int = 0
+    fixed: int = 0
 
     @classmethod
     def for_peer(cls, charter: Charter, me: PeerId) -> "GroupPlan":
@@ -291,22 +294,22 @@ class GroupMachine:
         masks: MaskTerms | None = None,
         weight: int = WEIGHT_ONE,
     ) -> None:
-        self._masks = masks
-        self.weight = weight
-        self._plan = plan
-        self._keyring = keyring
+        self._masks, self.weight = masks, weight
+        self._plan, self._keyring = plan, keyring
         self._places = {peer: place for place, peer in enumerate(plan.roster)}
         self._members = Members(place for place in range(len(plan.roster)) if place != plan.me)
         self._base, self._round = _read_only(initial), Round(0)
         self._update: Vector | None = None
         """What local training added to the base, unless it lies in the session's contribution."""
+        self._mixed = False
+        """Whether base and update are what came of mixing the last contribution."""
         self._above = -1
         self._synced: Round = Round(-1)
         """The latest round whose released average this peer took over."""
         if resume is not None:
             self._base, self._update = _read_only(resume.checkpoint.base), resume.checkpoint.update
             self._round, self._above = resume.checkpoint.round, resume.above
-            self._synced = Round(resume.checkpoint.released)
+            self._synced, self._mixed = Round(resume.checkpoint.released), resume.checkpoint.mixed
         self._state = State.STARTING
         self._session: Session | None = None
         self._past: dict[Round, Session] = {}
@@ -616,7 +619,7 @@ class GroupMachine:
             return []  # the steps of an earlier round are still being made; they will count in this one
         self._training.base = self._base
         self._training.began = now
-        return [Train(self._round, self.model, self._plan.window)]
+        return [Train(self._round, self.model, self._plan.window, self._mixed)]
 
     def _on_trained(self, trained: Trained, now: Seconds) -> list[Effect]:
         if self._training.base is None:
@@ -631,7 +634,9 @@ class GroupMachine:
             return []
         self._update = None
         if base is not self._base:  # the steps began in an earlier round
-            vector = vector + (self._base - base)
+            moved = self._base - base
+            moved[self._plan.parameters - self._plan.fixed :] = 0.0
+            vector = vector + moved
         session.trained(vector, now, Metrics(trained.loss, trained.steps))
         return self._enter(State.AVERAGING) if self._state is State.TRAINING else []
 
@@ -866,15 +871,17 @@ class GroupMachine:
         """Let the outcome take effect, and keep it, before anything follows from it."""
         outcome, average = session.outcome, session.average()
         base, mine = self._base, session.contribution
-        if self._training.base is not None:
+        is_idle, is_training = self._training.base is None, self._round < self._plan.rounds
+        self._mixed = outcome is Outcome.FULL and is_idle and is_training
+        if not is_idle:
             pass  # what the steps under way started from keeps its meaning: they end in an update
         elif session.spent and outcome is not Outcome.SKIP:
             self._update = session.residual()
-        elif self._round < self._plan.rounds and mine is not None:
+        elif is_training and mine is not None:
             self._update = mine - base
         if average is not None:
             self._base, self._synced = _read_only(average), self._round
-            if self._round >= self._plan.rounds:
+            if not is_training:
                 self._update = None  # what is left of it is nobody else's: all end with one model
         elif outcome is Outcome.PARTIAL:
             self._base = _read_only(session.patch(base))
@@ -885,7 +892,8 @@ class GroupMachine:
         self._patience = session.patience
         self._closing, self._kept = self._record(session, now), False
         self._go_on_at = now + self._plan.deadlines.round
-        kept = Checkpoint(Round(self._round + 1), self._base, self._update, self._synced, session.results())
+        results = session.results()
+        kept = Checkpoint(Round(self._round + 1), self._base, self._update, self._synced, results, self._mixed)
         return [Persist("checkpoint/", kept)]
 
     def _record(self, session: Session, now: Seconds) -> RoundEnded:
@@ -937,7 +945,7 @@ class GroupMachine:
         self._past = {round: past for round, past in self._past.items() if round in (*kept, newest)}
         self._session, self._closing = None, None
         notes: list[Effect] = [Emit(Note(text)) for text in self._refutations(session)]
-        effects: list[Effect] = [*notes, Emit(record), Adopt(ended, self.model)]
+        effects: list[Effect] = [*notes, Emit(record), Adopt(ended, self.model, self._mixed)]
         self._round = Round(ended + 1)
         if ended >= self._plan.rounds:
             self._tries += 1
@@ -1038,7 +1046,7 @@ class GroupMachine:
             self._sync.pop(place, None)
             return self._drop(peer, Malformed("sent another average than it proved", peer))
         if self._state is State.SYNCING and number > self._synced:
-            self._base, self._synced = _read_only(result), Round(number)
+            self._base, self._synced, self._mixed = _read_only(result), Round(number), False
             name = self._plan.names[place]
             return [Emit(Note(f"caught up with the average that round {number} released, from {name}"))]
         return []
@@ -1051,10 +1059,10 @@ class GroupMachine:
         """Begin where the others are by now."""
         self._sync = {}
         if self._sync_is_last:
-            return [Adopt(Round(self._round - 1), self.model), *self._leave(now)]
+            return [Adopt(Round(self._round - 1), self.model, self._mixed), *self._leave(now)]
         front = min(self._members.front(self._plan.colluders), self._last_round())
         self._round = Round(max(self._round, front))
-        return [Adopt(Round(self._round - 1), self.model), *self._begin_round(now)]
+        return [Adopt(Round(self._round - 1), self.model, self._mixed), *self._begin_round(now)]
 
     def _start_if_linked(self, now: Seconds) -> list[Effect]:
         linked = sum(self._members[place].linked for place in self._plan.neighbors)

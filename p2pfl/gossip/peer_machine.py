@@ -184,9 +184,10 @@ class PeerMachine:
     def __init__(self, plan: Plan, initial: Vector, resume: Resume | None = None, weight: int = WEIGHT_ONE) -> None:
         self._plan = plan
         self._weight = weight
-        self._vector, self._round = initial, Round(0)
+        self._vector, self._round, self._mixed = initial, Round(0), False
         if resume is not None:
-            self._vector, self._round = resume.checkpoint.base, resume.checkpoint.round
+            checkpoint = resume.checkpoint
+            self._vector, self._round, self._mixed = checkpoint.base, checkpoint.round, checkpoint.mixed
         self._round_began = Seconds(0.0)
         self._heartbeat_due = Seconds(0.0)
         self._state = State.STARTING
@@ -470,12 +471,12 @@ class PeerMachine:
         for neighbor in self._members.values():
             neighbor.updates = {round: kept for round, kept in neighbor.updates.items() if round >= self._round}
         told = f"went from round {before} to {self._round}, where the neighbors are"
-        return [Emit(Note(told)), Adopt(Round(self._round - 1), self._vector)]
+        return [Emit(Note(told)), Adopt(Round(self._round - 1), self._vector, self._mixed)]
 
     def _begin_round(self, now: Seconds) -> list[Effect]:
         self._round_began = now
         if not self._is_settling:
-            return [*self._enter(State.TRAINING), Train(self._round, self._vector)]
+            return [*self._enter(State.TRAINING), Train(self._round, self._vector, mixed=self._mixed)]
         return [*self._enter(State.SETTLING), *self._exchange(now)]
 
     def _on_trained(self, round: Round, vector: Vector, loss: float, now: Seconds) -> list[Effect]:
@@ -546,8 +547,8 @@ class PeerMachine:
         for peer in result.rejected:
             effects += self._drop(peer, Malformed("sent NaN, infinity or values over 1e30 in an update", peer))
         effects.append(Emit(self._record(result, now)))
-        self._vector = result.vector
-        effects.append(Adopt(self._round, self._vector))
+        self._vector, self._mixed = result.vector, bool(result.heard) and not self._is_settling
+        effects.append(Adopt(self._round, self._vector, self._mixed))
         if self._is_settling:
             heard = [self._members[peer].updates[self._round][1] for peer in result.heard]
             # Of the charter's overlay: who is bypassed may live elsewhere, with another model.
@@ -562,7 +563,7 @@ class PeerMachine:
         if self._persisting or now < self._persist_from:
             return []
         self._persisting, self._persist_from = True, Seconds(now + CHECKPOINT_PAUSE)
-        return [Persist("checkpoint", Checkpoint(Round(self._round + 1), self._vector, None))]
+        return [Persist("checkpoint", Checkpoint(Round(self._round + 1), self._vector, None, mixed=self._mixed))]
 
     def _record(self, result: Average, now: Seconds) -> RoundEnded:
         absent = {self._name(peer): self._absence(peer, result) for peer in self._weights if peer not in result.heard}

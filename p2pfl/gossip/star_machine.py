@@ -153,7 +153,7 @@ class StarMachine:
         """Begin to average with the neighbors, as if they had been linked to just now."""
         self._handed_over = True
         self._settle = machine = PeerMachine(
-            self._plan, base, Resume(Checkpoint(Round(self._plan.rounds), base, None), -1), self.weight
+            self._plan, base, Resume(Checkpoint(Round(self._plan.rounds), base, None, mixed=False), -1), self.weight
         )
         effects: list[Effect] = [each for each in machine.handle(Started(), now) if not isinstance(each, Emit)]
         charter = self._plan.charter

@@ -96,15 +96,29 @@ class Trainer:
 
     @property
     def size(self) -> int:
-        """The length of the vector."""
+        """The length of a model's vector."""
         return self._layout.size
+
+    @property
+    def fixed(self) -> int:
+        """How many values at the end of what is mixed are no model's."""
+        return 0
+
+    def begin(self, initial: Vector) -> Vector:
+        """Return where a peer stands before its first round, in the form that `train` takes: here the model itself."""
+        return initial
+
+    def model_after(self, vector: Vector, mixed: bool) -> Vector:
+        """Return the model of a peer that stands at `vector`, as `p2pfl.core.machine.Adopt` has it."""
+        del mixed
+        return vector
 
     @property
     def model(self) -> nn.Module:
         """The model as the last `train` or `evaluate` left it."""
         return self._model
 
-    def train(self, vector: Vector, round: int, seconds: float = math.inf) -> Trained:
+    def train(self, vector: Vector, round: int, seconds: float = math.inf, mixed: bool = True) -> Trained:
         """Make `local_steps` optimiser steps from `vector`, float32 [size], which is left as it is.
 
         After `seconds` no further step begins; the first always does. The last one runs to its end, so the time taken
@@ -112,7 +126,7 @@ class Trainer:
 
         The update u is scaled to x' = x + u * min(1, clip_norm / |u|), over all of the vector (flat clipping,
         McMahan et al. 2018, arXiv 1710.06963). The optimiser's state lives on in the next round, also where the vector
-        was replaced by an average.
+        was replaced by an average: it makes no difference here whether `vector` came of one, which `mixed` says.
 
         Where the task measures what all must agree on first, no step is made and nothing is clipped: the loss is then
         that of the model as it is, on all of this peer's examples.
@@ -121,14 +135,11 @@ class Trainer:
             RoundFailed: if the task fails, or the loss or the vector is not finite; the optimiser then starts anew.
             InvalidConfig: if the vector is not one of this model's, or `seconds` is not a number.
         """
-        if math.isnan(seconds):
-            raise InvalidConfig(f"round {round}: {seconds} seconds to train; give a number")
-        until = self._clock() + seconds
+        del mixed
+        until = self._until(round, seconds)
         assign(self._model, vector)
         try:
-            with blame(self._task, "measure", RoundFailed, f"round {round}: "), torch.no_grad():
-                measured = self._task.measure(self._model, self._data.train)
-            if measured:
+            if self._measures(round):
                 return self._without_steps(round, vector)
             with seeded(_mixed(self._seed, round)):
                 loss, steps = self._steps(round, until)
@@ -173,7 +184,7 @@ class Trainer:
         batches = self._batches
         with blame(self._task, "optimizer"):
             moved = self._optimizer.state_dict()
-        return _encode({
+        return _encode(self._more() | {
             "format": STATE_FORMAT,
             "optimizer": self._kind(),
             "state": moved,
@@ -202,6 +213,7 @@ class Trainer:
             optimizer.load_state_dict(values["state"])
             batches, notes = self._batches.resumed(values["examples"], values["order"], values["generator"])
             held = _matching(values["held"], _held_tensors(self._model))
+            self._take_more(values)
         except _NO_STATE as error:
             raise InvalidConfig(f"not the state of a trainer for this task: {' '.join(str(error).split())}") from error
         self._optimizer, self._batches = optimizer, batches
@@ -209,6 +221,17 @@ class Trainer:
             for tensor, restored in held:
                 tensor.copy_(restored)
         return notes
+
+    def _until(self, number: int, seconds: float) -> float:
+        """Return after what time no further step begins."""
+        if math.isnan(seconds):
+            raise InvalidConfig(f"round {number}: {seconds} seconds to train; give a number")
+        return self._clock() + seconds
+
+    def _measures(self, number: int) -> bool:
+        """Let the task put into the model what all must agree on; return whether it did."""
+        with blame(self._task, "measure", RoundFailed, f"round {number}: "), torch.no_grad():
+            return self._task.measure(self._model, self._data.train)
 
     def _without_steps(self, number: int, vector: Vector) -> Trained:
         """Return the model with what the task measured in its buffers."""
@@ -229,27 +252,41 @@ class Trainer:
         shapes = [list(p.shape) for group in self._optimizer.param_groups for p in group["params"]]
         return [kind.__name__, shapes]
 
-    def _steps(self, number: int, until: float) -> tuple[float, int]:
-        """Make up to `local_steps` steps on the model; return their mean loss, and how many they are."""
-        task, model, optimizer = self._task, self._model, self._optimizer
-        context = f"round {number}: "
-        model.train()
+    def _more(self) -> dict[str, object]:
+        """Return what a kind of trainer keeps beside."""
+        return {}
+
+    def _take_more(self, values: dict[str, Any]) -> None:
+        """Go on with what `_more` returned, or change nothing and raise."""
+
+    def _steps(self, number: int, until: float, steer: Callable[[], None] = lambda: None) -> tuple[float, int]:
+        """Make up to `local_steps` steps on the model; return their mean loss, and how many they are.
+
+        `steer` may change the gradients before each.
+        """
+        self._model.train()
         total, steps = 0.0, 0
         while steps < self._local_steps and (steps == 0 or self._clock() < until):
-            inputs, targets = self._batches.take()
-            optimizer.zero_grad(set_to_none=True)
-            with blame(task, "model", RoundFailed, context):
-                outputs = model(inputs)
-            with blame(task, "loss", RoundFailed, context):
-                loss = task.loss(outputs, targets)
-                value = float(loss.detach())
-                _verify_finite(number, "loss", value)
-                loss.backward()
-            with blame(task, "optimizer", RoundFailed, context):
-                optimizer.step()
-            total += value
+            total += self._backward(number)
+            steer()
+            with blame(self._task, "optimizer", RoundFailed, f"round {number}: "):
+                self._optimizer.step()
             steps += 1
         return total / steps, steps
+
+    def _backward(self, number: int) -> float:
+        """Compute the gradient over the next minibatch; return the loss."""
+        task, context = self._task, f"round {number}: "
+        inputs, targets = self._batches.take()
+        self._optimizer.zero_grad(set_to_none=True)
+        with blame(task, "model", RoundFailed, context):
+            outputs = self._model(inputs)
+        with blame(task, "loss", RoundFailed, context):
+            loss = task.loss(outputs, targets)
+            value = float(loss.detach())
+            _verify_finite(number, "loss", value)
+            loss.backward()
+        return value
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         parameters = [p for p in self._model.parameters() if p.requires_grad]

@@ -613,6 +613,7 @@ def _parts(owner: Owner, checkpoint: Checkpoint, trainer: bytes | None, records:
         "update": checkpoint.update is not None,
         "released": checkpoint.released,
         "results": sum(result.nbytes for result in checkpoint.results),
+        "mixed": checkpoint.mixed,
         "trainer": None if trainer is None else len(trainer),
     }
     encoded = json.dumps(head).encode()
@@ -733,7 +734,7 @@ def _read(file: _Hashed, size: int, owner: Owner, parameters: int) -> tuple[Chec
         trainer_bytes = None if head["trainer"] is None else int(head["trainer"])
         results_bytes = int(head["results"])
         number, records, has_update = int(head["round"]), int(head["records"]), bool(head["update"])
-        released = int(head["released"])
+        released, mixed = int(head["released"]), bool(head.get("mixed", True))
         found_owner = Owner.of(head)
     except _NO_VALUES as error:
         raise Unusable("is damaged in its head") from error
@@ -752,4 +753,4 @@ def _read(file: _Hashed, size: int, owner: Owner, parameters: int) -> tuple[Chec
     owner.verify(found_owner)
     if values != parameters:
         raise Foreign(f"is of a model of {values} parameters, this one has {parameters}")
-    return Checkpoint(Round(number), base, update, released), trainer, records
+    return Checkpoint(Round(number), base, update, released, mixed=mixed), trainer, records

@@ -62,8 +62,8 @@ THREAD_BYTES = 1 << 20
 class Worker(Protocol):
     """Local training; called in a worker thread, one call at a time."""
 
-    def train(self, round: Round, vector: Vector, seconds: float) -> tuple[Trained, Sequence[Event]]:
-        """Make the local steps of `round` from `vector`, none beginning after `seconds`; return what to report too.
+    def train(self, round: Round, vector: Vector, seconds: float, mixed: bool) -> tuple[Trained, Sequence[Event]]:
+        """Make the local steps that a `Train` asks for; return what to report too.
 
         Raises:
             P2pflError: training failed, in one line.
@@ -76,13 +76,13 @@ class Hooks:
 
     Attributes:
         emit: writes an event to the trace.
-        adopt: takes the peer's model after a round.
+        adopt: takes where the peer stands after a round, as `Adopt` says.
         persist: keeps a record so that it survives a crash; returns a checkpoint's base and results as they are kept,
             or None. Called in a worker thread.
     """
 
     emit: Callable[[Event], None]
-    adopt: Callable[[Round, Vector], None]
+    adopt: Callable[[Round, Vector, bool], None]
     persist: Callable[[Record], tuple[Vector, Bytes] | None]
 
 
@@ -218,8 +218,8 @@ class Driver:
                 self._start(self._persist, key, record)
             case Emit(event):
                 self._hooks.emit(event)
-            case Adopt(round, vector):
-                self._hooks.adopt(round, vector)
+            case Adopt(round, vector, mixed):
+                self._hooks.adopt(round, vector, mixed)
             case Finish(error):
                 self._error = error
                 self._finished.set()
@@ -236,6 +236,7 @@ class Driver:
                 effect.round,
                 effect.vector,
                 effect.seconds,
+                effect.mixed,
                 limiter=self._thread,
                 abandon_on_cancel=True,  # type: ignore[call-arg]  # the stubs are older than trio
             )

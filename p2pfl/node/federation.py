@@ -25,6 +25,7 @@ from p2pfl.crypto.identity import Identity, Signer, charter_faults, has_revealed
 from p2pfl.crypto.suite import SUITES
 from p2pfl.gossip.grouping import averaging_faults, privacy_faults, scaling_faults
 from p2pfl.gossip.topology import TOPOLOGIES, overlay_of
+from p2pfl.learning.chartered import algorithm_of, verify_task
 from p2pfl.learning.task import LoadedTask, load_task, make_model
 from p2pfl.learning.vector import assign, initial, layout, load_model, save_model
 from p2pfl.node.store import (
@@ -313,7 +314,9 @@ def draft_charter(
         **terms,
     }
     # Terms that cannot be used leave nothing behind.
-    return _with_model(folder, validate(Charter, values, "draft"), loaded, seed)
+    draft = validate(Charter, values, "draft")
+    verify_task(algorithm_of(draft.training, draft.averaging), loaded.task)
+    return _with_model(folder, draft, loaded, seed)
 
 
 def redraw_model(path: Path, charter: Charter, seed: int = 0) -> Charter:
@@ -404,6 +407,7 @@ def terms_faults(path: Path, charter: Charter) -> list[str]:
     faults, task = _averaging_faults(charter), None
     try:
         task = load_task(charter.task.source, path.parent, charter.task.sha256, charter.task.table)
+        verify_task(algorithm_of(charter.training, charter.averaging), task.task)
     except InvalidConfig as error:
         faults.append(str(error))
     try:

@@ -28,6 +28,7 @@ from p2pfl.gossip.grouping import noise_of, weight_for
 from p2pfl.gossip.peer_machine import PeerMachine, Plan
 from p2pfl.gossip.secure_sum import MaskTerms
 from p2pfl.gossip.star_machine import StarMachine
+from p2pfl.learning.chartered import make_trainer
 from p2pfl.learning.task import make_model, read_data
 from p2pfl.learning.trainer import Trainer
 from p2pfl.learning.vector import assign, flatten, load_model, notes, save_model
@@ -70,10 +71,12 @@ class LocalTraining:
         self._trainer = trainer
         self._evaluate_every = evaluate_every
 
-    def train(self, round: Round, vector: Vector, seconds: float) -> tuple[Trained, Sequence[Event]]:
+    def train(self, round: Round, vector: Vector, seconds: float, mixed: bool) -> tuple[Trained, Sequence[Event]]:
         """See `p2pfl.node.driver.Worker`."""
-        events = [] if round % self._evaluate_every else [Evaluated(round, self._trainer.evaluate(vector))]
-        trained = self._trainer.train(vector, round, seconds)
+        events = []
+        if not round % self._evaluate_every:
+            events.append(Evaluated(round, self._trainer.evaluate(self._trainer.model_after(vector, mixed))))
+        trained = self._trainer.train(vector, round, seconds, mixed)
         # In one assignment: another thread reads it.
         self._states = (*self._states[-1:], (round, self._trainer.state()))
         return Trained(round, trained.vector, trained.loss, trained.steps), events
@@ -119,7 +122,7 @@ class ModelKeeper:
 
 @dataclass(frozen=True)
 class Peer:
-    """A peer that has passed every check and may run."""
+    """A peer that has passed every check and may run; `initial` is where it begins, as its machine has it."""
 
     home: Home
     federation: Federation
@@ -145,19 +148,11 @@ class Peer:
         member = own_membership(home, charter, identity)
         task = federation.task.task
         data = read_data(task, home.data)
-        terms = charter.training
-        trainer = Trainer(
-            task,
-            data,
-            local_steps=terms.local_steps,
-            batch_size=terms.batch_size,
-            clip_norm=terms.clip_norm,
-            seed=home.config.seed,
-        )
+        trainer = make_trainer(task, data, charter.training, charter.averaging, home.config.seed)
         weight = weight_for(charter.averaging, len(data.train))
         load_model(federation.model_path, trainer.model)
-        initial = flatten(trainer.model)
-        plan = plan_of(charter, identity.peer_id)
+        initial = trainer.begin(flatten(trainer.model))
+        plan = sized(plan_of(charter, identity.peer_id), len(initial), trainer.fixed)
         started = PeerStarted(
             member=member.name,
             peer=identity.peer_id,
@@ -178,6 +173,7 @@ class Peer:
             if self.plan.graph is None:
                 return GroupMachine(self.plan, keyring, self.initial, resume, self._masks(), self.weight)
             settling = Plan.for_peer(self.federation.charter, PeerId(self.started.peer))
+            settling = replace(settling, parameters=len(self.initial))
             return StarMachine(self.plan, settling, keyring, self.initial, resume, self._masks(), self.weight)
         return PeerMachine(self.plan, self.initial, resume, self.weight)
 
@@ -233,7 +229,8 @@ class Peer:
         life.tell(replace(self.started, resumed_at=standing.round))
         for text in (*notes(self.trainer.model), *told):
             life.tell(Note(text))
-        model = standing.base if standing.update is None else standing.base + standing.update
+        vector = standing.base if standing.update is None else standing.base + standing.update
+        model = self.trainer.model_after(vector, standing.mixed)
         held: list[PeerFinished] = []
         every = self.home.config.history_every
         with _history(self.home.run_path / HISTORY_FILE, every, model.nbytes, standing.round) as history:
@@ -265,8 +262,11 @@ class Peer:
             state = worker.state_before(record.round) if isinstance(record, Checkpoint) else None
             return life.checkpoints.persist(record, state)
 
+        def adopt(round: Round, vector: Vector, mixed: bool) -> None:
+            keeper.adopt(round, self.trainer.model_after(vector, mixed))
+
         try:
-            return await self._drive(self.machine(life.resume), worker, Hooks(emit, keeper.adopt, persist), life.status)
+            return await self._drive(self.machine(life.resume), worker, Hooks(emit, adopt, persist), life.status)
         except Exception as error:
             with suppress(StoreFailed):  # told by the error itself
                 failed = PeerFinished("failed", keeper.rounds, agreed=False, reason=str(error))
@@ -373,6 +373,13 @@ def plan_of(charter: Charter, me: PeerId) -> Plan | GroupPlan:
     if charter.averaging.topology == "groups" or charter.averaging.masks == "on":
         return GroupPlan.for_peer(charter, me)
     return Plan.for_peer(charter, me)
+
+
+def sized(plan: Plan | GroupPlan, parameters: int, fixed: int) -> Plan | GroupPlan:
+    """Return the plan for vectors of so many values, of which so many at the end are no model's."""
+    if isinstance(plan, GroupPlan):
+        return replace(plan, parameters=parameters, fixed=fixed)
+    return replace(plan, parameters=parameters)
 
 
 def neighbors_of(plan: Plan | GroupPlan) -> tuple[str, ...]:

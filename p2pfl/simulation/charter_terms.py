@@ -4,7 +4,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from p2pfl.core.charter import AveragingTerms, Charter, Member, ModelTerms, SecurityTerms, TaskTerms, TrainingTerms
+from p2pfl.core.charter import (
+    NOT_FOR_PEERS,
+    AveragingTerms,
+    Charter,
+    Member,
+    ModelTerms,
+    SecurityTerms,
+    TaskTerms,
+    TrainingTerms,
+)
 from p2pfl.core.errors import InvalidConfig
 from p2pfl.simulation.noised import noise_of_scenario
 from p2pfl.simulation.scenario import Scenario
@@ -20,11 +29,9 @@ def _verify_terms(scenario: Scenario) -> None:
     for name in ("compression", "defence"):
         if getattr(scenario, name) != getattr(Scenario(), name):
             raise InvalidConfig(f'real peers have no {name} yet: it is for the engine "dense"; leave it out')
-    if scenario.training.algorithm not in ("d-psgd", "local-sgd") or scenario.training.options:
-        raise InvalidConfig(
-            f"real peers run d-psgd without options, not {scenario.training.algorithm}: set training.algorithm, or "
-            'simulate it with the engine "dense"'
-        )
+    name = scenario.training.algorithm
+    if name in NOT_FOR_PEERS:
+        raise InvalidConfig(f'real peers do not run it: {NOT_FOR_PEERS[name]}, or simulate it with the engine "dense"')
     if scenario.averaging.options:
         raise InvalidConfig("averaging.options: a charter's topologies have none; leave them out")
 
@@ -43,12 +50,13 @@ def verify_peers(scenario: Scenario) -> None:
         raise InvalidConfig(f'{scenario.peers} peers; the engine "simnet" takes {MOST_PEERS} at most')
 
 
-def charter_of(scenario: Scenario, parameters: int, seed: int) -> Charter:
+def charter_of(scenario: Scenario, parameters: int, steps: int, seed: int) -> Charter:
     """Return the charter under which peers of the simulated network run a scenario.
 
     Args:
         scenario: whose.
         parameters: of the model.
+        steps: local ones of every peer in a round.
         seed: draws the groups, as the members' salts would.
 
     Raises:
@@ -58,7 +66,7 @@ def charter_of(scenario: Scenario, parameters: int, seed: int) -> Charter:
         name: {key: getattr(getattr(scenario, name), key) for key in kind.model_fields}
         for name, kind in (("training", TrainingTerms), ("averaging", AveragingTerms))
     }
-    own["training"]["algorithm"] = "d-psgd"
+    own["training"] |= {"options": scenario.training.options or None, "local_steps": steps}
     names = [f"peer-{place}" for place in range(scenario.peers)]
     try:
         return Charter(
@@ -86,7 +94,8 @@ def draft_terms(scenario: Scenario) -> tuple[dict[str, dict[str, Any]], list[str
     tables: dict[str, dict[str, Any]] = {}
     for name, kind in (("training", TrainingTerms), ("averaging", AveragingTerms), ("security", SecurityTerms)):
         tables[name] = {key: value for key, value in given.get(name, {}).items() if key in kind.model_fields}
-    tables["training"].pop("algorithm", None)
+    if scenario.training.algorithm == "local-sgd" and not scenario.training.options:
+        tables["training"].pop("algorithm")  # without options it is a charter's d-psgd
     noise, terms = noise_of_scenario(scenario), scenario.privacy
     if noise is not None:
         tables["privacy"] = {"noise": noise.multiplier, "epsilon": terms.epsilon, "delta": terms.delta}

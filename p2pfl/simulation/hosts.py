@@ -22,8 +22,11 @@ MAX_BULK = 4
 FLUSH_TIMEOUT = 5.0
 """These are as in `p2pfl.node.links`, which has sockets and is not loaded here; a test compares them."""
 
-Trainer = Callable[[PeerId, Round, Vector, float], tuple[Vector, float, int]]
-"""Local steps: (peer, round, vector, seconds) -> (fresh vector, loss, steps made in at most these seconds)."""
+Trainer = Callable[[PeerId, Round, Vector, float, bool], tuple[Vector, float, int]]
+"""Local steps: (peer, round, vector, seconds, mixed) -> (fresh vector, loss, steps made in at most these seconds); see
+`p2pfl.core.machine.Train`."""
+Standing = Callable[[Vector, bool], Vector]
+"""What is a peer's model where it stands: (vector, mixed) -> model; see `p2pfl.core.machine.Adopt`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,7 @@ class Disk:
         """Keep `record`; a checkpoint replaces the last, and the records of rounds before it."""
         if isinstance(record, Checkpoint):
             update = None if record.update is None else record.update.copy()
-            self.checkpoint = Checkpoint(record.round, record.base.copy(), update)
+            self.checkpoint = Checkpoint(record.round, record.base.copy(), update, mixed=record.mixed)
             self.records = [kept for kept in self.records if kept.round >= record.round]
         else:
             self.records.append(record)
@@ -79,6 +82,7 @@ class PeerSpec:
         neighbors: to whom it seeks a link.
         step_seconds: modelled seconds of one local step.
         sign: signs statements as this peer does, for the case that it lies.
+        model: what its model is.
     """
 
     peer: PeerId
@@ -88,6 +92,7 @@ class PeerSpec:
     neighbors: tuple[PeerId, ...]
     step_seconds: float = 0.05
     sign: Sign | None = None
+    model: Standing = lambda vector, _: vector
 
 
 class SimulatedKeyring:

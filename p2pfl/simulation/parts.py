@@ -2,9 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast, get_type_hints
 
 import numpy as np
 import torch
@@ -15,7 +13,9 @@ from p2pfl.gossip.compress import Identity, compressor
 from p2pfl.gossip.graphs import parse
 from p2pfl.gossip.schedule import Schedule
 from p2pfl.gossip.schedule import schedule as make_schedule
-from p2pfl.learning.algorithms import ALGORITHMS, Algorithm, ChocoSgd, PartialSharing
+from p2pfl.learning.algorithms import ChocoSgd, PartialSharing
+from p2pfl.learning.algorithms.made import make_algorithm
+from p2pfl.learning.chartered import learning_rate
 from p2pfl.learning.evaluation import forward
 from p2pfl.learning.partition import by_classes, by_quantity, dirichlet, iid
 from p2pfl.learning.task import Data, Examples, Task, blame, load_task, make_model, read_data
@@ -25,7 +25,7 @@ from p2pfl.simulation.attacks import ATTACKS, poisoned
 from p2pfl.simulation.dense.sampling import Shares, derived
 from p2pfl.simulation.exchanges import EachSeed
 from p2pfl.simulation.noised import with_noise
-from p2pfl.simulation.scenario import NOT_OPTIONS, Averaging, Scenario
+from p2pfl.simulation.scenario import Averaging, Scenario
 
 
 class Parts:
@@ -52,9 +52,10 @@ class Parts:
         self._scenario = scenario
         self.task: Task = load_task(scenario.data.task, Path()).task
         self.data: Data = read_data(self.task, scenario.data.settings)
-        self.lr = scenario.training.learning_rate or _learning_rate(self.task)
+        self.lr = scenario.training.learning_rate or learning_rate(self.task)
         order = layout(make_model(self.task))
-        terms, algorithm = scenario.compression, _algorithm(scenario)
+        terms, training = scenario.compression, scenario.training
+        algorithm = make_algorithm(training.algorithm, training.options, ChocoSgd(Identity(), terms.gamma))
         stays = [isinstance(algorithm, PartialSharing) and algorithm.stays(name) for name in order.names]
         shapes = [shape for shape, own in zip(order.shapes, stays, strict=True) if not own]
         self.compress = compressor(terms.name, shapes, **terms.model_dump(exclude={"name"}))
@@ -152,55 +153,6 @@ def _options(terms: Averaging, peers: int) -> dict[str, object]:
             raise InvalidConfig("averaging.options: the topology graph needs file, a GraphML file or a list of links")
         options["graph"], _ = parse(read_text(Path(file), "a graph"), graphml=file.endswith(".graphml"))
     return options
-
-
-def _algorithm(scenario: Scenario) -> Algorithm:
-    """Make the algorithm with its options; of choco-sgd, the compressor is put in later."""
-    name, options = scenario.training.algorithm, scenario.training.options
-    if name == "partial-sharing":
-        inner, personal = options.get("inner", "local-sgd"), options.get("personal")
-        if not isinstance(inner, str) or inner == name:
-            raise InvalidConfig(f"training.options: inner is the name of another algorithm, not {inner!r}")
-        if not isinstance(personal, list) or not personal or not all(isinstance(each, str) for each in personal):
-            raise InvalidConfig('training.options: partial-sharing needs personal, such as personal = ["2"]')
-        rest = {key: value for key, value in options.items() if key not in ("inner", "personal")}
-        return PartialSharing(_plain(inner, rest, scenario), tuple(personal))
-    return _plain(name, options, scenario)
-
-
-def _plain(name: str, options: Mapping[str, Any], scenario: Scenario) -> Algorithm:
-    if name == "d-psgd":
-        if options:
-            raise InvalidConfig("training.options: d-psgd has none; local-sgd is the same and has some")
-        name = "local-sgd"
-    if name not in ALGORITHMS:
-        raise InvalidConfig(f"training.algorithm: {name!r} is unknown; there are d-psgd, {', '.join(ALGORITHMS)}")
-    kinds = get_type_hints(ALGORITHMS[name])
-    fields = [field.name for field in dataclasses.fields(cast(Any, ALGORITHMS[name]))]
-    fields = [field for field in fields if field not in NOT_OPTIONS.get(name, ())]
-    for option, value in options.items():
-        if option not in fields:
-            raise InvalidConfig(f"training.options: {name} has no {option!r}; it has {', '.join(fields) or 'none'}")
-        allowed = (int, float) if kinds[option] is float else kinds[option]
-        if not isinstance(value, allowed) or (isinstance(value, bool) and kinds[option] is not bool):
-            raise InvalidConfig(f"training.options: {option} is a {kinds[option].__name__}, not {value!r}")
-    if name == ChocoSgd.name:
-        return ChocoSgd(Identity(), scenario.compression.gamma)
-    return ALGORITHMS[name](**options)
-
-
-def _learning_rate(task: Task) -> float:
-    """Return the learning rate of a task's own optimiser, which must be plain SGD."""
-    with blame(task, "optimizer"):
-        optimizer = task.optimizer(make_model(task).parameters())
-    groups = optimizer.param_groups
-    plain = type(optimizer) is torch.optim.SGD and len(groups) == 1
-    if not plain or any(groups[0][key] for key in ("momentum", "weight_decay", "nesterov", "maximize")):
-        raise InvalidConfig(
-            f"{type(task).__name__}.optimizer is not plain SGD, which is what is simulated; "
-            "set training.learning_rate, and momentum by training.algorithm"
-        )
-    return float(groups[0]["lr"])
 
 
 def _steps(scenario: Scenario, examples: int) -> int:

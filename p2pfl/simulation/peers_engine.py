@@ -10,7 +10,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -31,6 +31,7 @@ from p2pfl.gossip.grouping import weight_for
 from p2pfl.gossip.mixing import consensus_distance
 from p2pfl.gossip.peer_machine import PeerMachine, Plan
 from p2pfl.gossip.secure_sum import MaskTerms
+from p2pfl.learning.chartered import make_trainer
 from p2pfl.learning.space import Block
 from p2pfl.learning.task import Data, Examples, Task, make_model
 from p2pfl.learning.trainer import Trainer
@@ -78,7 +79,7 @@ def run_peers(
     verify_peers(scenario)
     start = initial(parts.task, number)
     start.flags.writeable = False
-    charter = charter_of(scenario, len(start), number)
+    charter = charter_of(scenario, len(start), parts.steps, number)
     ledger = _Ledger(scenario.peers, scenario.training.rounds, start, watch)
     terms = scenario.cost
     network = Network(
@@ -100,44 +101,49 @@ def run_peers(
 
 
 def _specs(scenario: Scenario, parts: Parts, number: int, charter: Charter, start: Vector) -> list[PeerSpec]:
-    shares, terms = parts.shares(number), scenario.training
+    shares = parts.shares(number)
     task = _rated(parts.task, parts.lr)
     roster = charter.roster()
     specs = []
     for place, peer in enumerate(roster):
         mine = shares.order[shares.starts[place] :][: shares.counts[place]]
         examples = Examples(parts.pool.inputs[mine], parts.pool.targets[mine])
-        trainer = Trainer(
-            task,
-            Data(examples, parts.data.test),
-            local_steps=parts.steps,
-            batch_size=terms.batch_size,
-            clip_norm=terms.clip_norm,
-            seed=derived(number, "trainer", place),
-        )
-        build, neighbors = _machine(scenario, charter, peer, place, number, start, len(examples))
-        train = partial(_train, trainer)
-        specs.append(PeerSpec(peer, f"peer-{place}", build, train, neighbors, scenario.cost.step_seconds))
+        data = Data(examples, parts.data.test)
+        trainer = make_trainer(task, data, charter.training, charter.averaging, derived(number, "trainer", place))
+        build, neighbors = _machine(scenario, charter, peer, place, number, start, trainer, len(examples))
+        specs.append(
+            PeerSpec(
+                peer, f"peer-{place}", build, partial(_train, trainer), neighbors, scenario.cost.step_seconds,
+                model=trainer.model_after,
+            )
+        )  # fmt: skip
     return specs
 
 
 def _machine(
-    scenario: Scenario, charter: Charter, peer: PeerId, place: int, number: int, start: Vector, samples: int
+    scenario: Scenario,
+    charter: Charter,
+    peer: PeerId,
+    place: int,
+    number: int,
+    start: Vector,
+    trainer: Trainer,
+    samples: int,
 ) -> tuple[Callable[[Disk], Machine], tuple[PeerId, ...]]:
     """Return what makes a peer's machine, and whom it links to."""
-    averaging = charter.averaging
+    averaging, begun = charter.averaging, trainer.begin(start)
     weight = weight_for(averaging, samples)
     if averaging.topology != "groups":
-        plan = Plan.for_peer(charter, peer)
-        return lambda _: PeerMachine(plan, start, None, weight), tuple(plan.weights)
-    group = GroupPlan.for_peer(charter, peer)
+        plan = replace(Plan.for_peer(charter, peer), parameters=len(begun))
+        return lambda _: PeerMachine(plan, begun, None, weight), tuple(plan.weights)
+    group = replace(GroupPlan.for_peer(charter, peer), parameters=len(begun), fixed=trainer.fixed)
     keyring = SimulatedKeyring(SECRET, place, scenario.peers)
     entropy = random.Random(f"{number}/entropy/{place}")  # noqa: S311 - a simulation's entropy is drawn from its seed
     masks = None
     if averaging.masks == "on":
         masks = MaskTerms(suite("aes"), 32, averaging.clip, entropy.randbytes, None, averaging.audit == "full")
     neighbors = tuple(group.roster[other] for other in group.neighbors)
-    return lambda _: GroupMachine(group, keyring, start, None, masks, weight), neighbors
+    return lambda _: GroupMachine(group, keyring, begun, None, masks, weight), neighbors
 
 
 def _rated(task: Task, lr: float) -> Task:
@@ -151,9 +157,11 @@ def _rated(task: Task, lr: float) -> Task:
     return rated
 
 
-def _train(trainer: Trainer, peer: PeerId, round: Round, vector: Vector, seconds: float) -> tuple[Vector, float, int]:
+def _train(
+    trainer: Trainer, peer: PeerId, round: Round, vector: Vector, seconds: float, mixed: bool
+) -> tuple[Vector, float, int]:
     del peer, seconds  # the window is in the number of steps: those that fit into it, of `cost.step_seconds` each
-    trained = trainer.train(vector, round)
+    trained = trainer.train(vector, round, mixed=mixed)
     return trained.vector, trained.loss, trained.steps
 
 

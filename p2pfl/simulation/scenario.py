@@ -102,6 +102,11 @@ class Training(TrainingTerms):
     learning_rate: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     epochs: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
+    @field_validator("algorithm")
+    @classmethod
+    def _is_for_peers(cls, name: object) -> object:
+        return name  # a charter alone refuses some
+
 
 class Averaging(AveragingTerms):
     """Who averages with whom.

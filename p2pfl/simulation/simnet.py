@@ -181,7 +181,7 @@ class Network:
             Compute: self._compute,
             Persist: self._persist,
             Emit: lambda peer, effect: peer.events.append((self.now, effect.event)),
-            Adopt: lambda peer, effect: peer.adopted.append((effect.round, effect.vector)),
+            Adopt: self._adopt,
             Finish: self._finish,
             # Whom a peer may link to is given with the network, and those links are kept up all the time.
             Seek: _nothing,
@@ -322,6 +322,9 @@ class Network:
         else:
             self._at(self.now + GRACE / 4, self._flush, way, epoch, latest)
 
+    def _adopt(self, peer: Host, effect: Adopt) -> None:
+        peer.adopted.append((effect.round, peer.spec.model(effect.vector, effect.mixed)))
+
     # Time
 
     def _set_timer(self, peer: Host, effect: SetTimer) -> None:
@@ -352,7 +355,7 @@ class Network:
             if peer.fails:
                 raise RoundFailed("local training failed, as a fault of the simulation says")
             vector, loss, steps = peer.spec.train(
-                peer.peer, effect.round, effect.vector, effect.seconds / peer.slowness
+                peer.peer, effect.round, effect.vector, effect.seconds / peer.slowness, effect.mixed
             )
             answer = Trained(effect.round, vector, loss, steps)
         except P2pflError as error:

@@ -212,9 +212,11 @@ def _spec(plan: GroupPlan, settling: Plan | None, weight: int, initial: Vector, 
     return PeerSpec(peer, plan.names[plan.me], build, train, others, STEP_SECONDS, keyring.sign)
 
 
-def _train(optimum: Vector, peer: PeerId, round: Round, vector: Vector, seconds: float) -> tuple[Vector, float, int]:
+def _train(
+    optimum: Vector, peer: PeerId, round: Round, vector: Vector, seconds: float, mixed: bool
+) -> tuple[Vector, float, int]:
     """Make gradient steps towards the peer's own optimum; at least one, and no more than fit into `seconds`."""
-    del peer, round
+    del peer, round, mixed
     steps = LOCAL_STEPS if math.isinf(seconds) else min(LOCAL_STEPS, max(1, int(seconds / STEP_SECONDS)))
     distance = optimum - vector
     return vector + distance * np.float32(1 - 0.9**steps), float(distance @ distance), steps

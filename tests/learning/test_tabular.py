@@ -116,7 +116,7 @@ Train = Callable[[PeerId, Round, Vector, float], tuple[Vector, float, int]]
 
 
 def train_with(own: Trainer, pauses: dict[int, int]) -> Train:
-    def train(peer: PeerId, round: Round, vector: Vector, seconds: float) -> tuple[Vector, float, int]:
+    def train(peer: PeerId, round: Round, vector: Vector, seconds: float, mixed: bool) -> tuple[Vector, float, int]:
         del peer, seconds
         trained = own.train(vector, round)
         return trained.vector, trained.loss, trained.steps + pauses.get(round, 0)

@@ -31,7 +31,7 @@ def nowhere(record: Record) -> None:
 class AddOne:
     """Local training that anyone can predict."""
 
-    def train(self, round: Round, vector: Vector, seconds: float) -> tuple[Trained, Sequence[Event]]:
+    def train(self, round: Round, vector: Vector, seconds: float, mixed: bool) -> tuple[Trained, Sequence[Event]]:
         return Trained(round, vector + np.float32(1), 0.25), ()
 
 
@@ -50,7 +50,7 @@ class Running:
 
     def driver(self, peer: PeerId, worker: object, charter: bytes | None = None) -> Driver:
         plan = Plan.for_peer(self.charter, peer)
-        hooks = Hooks(self.events[peer].append, lambda round, vector: self.adopted[peer].append(vector), nowhere)
+        hooks = Hooks(self.events[peer].append, lambda _, vector, __: self.adopted[peer].append(vector), nowhere)
         return Driver(
             PeerMachine(plan, self.initial[peer]),
             MemoryTransport(self.network, peer),
@@ -94,10 +94,10 @@ class AddOneAnd(AddOne):
     def __init__(self, round: int, then: Callable[[], Awaitable[None]]) -> None:
         self.round, self.then = round, then
 
-    def train(self, round: Round, vector: Vector, seconds: float) -> tuple[Trained, Sequence[Event]]:
+    def train(self, round: Round, vector: Vector, seconds: float, mixed: bool) -> tuple[Trained, Sequence[Event]]:
         if round == self.round:
             trio.from_thread.run(self.then)
-        return super().train(round, vector, seconds)
+        return super().train(round, vector, seconds, mixed)
 
 
 def test_a_cut_link_comes_back_and_the_rounds_go_on() -> None:
@@ -185,7 +185,7 @@ def test_a_neighbor_that_sends_garbage_is_dropped_and_the_rest_go_on(kind: LaneK
 
 def test_training_that_fails_ends_the_run_with_its_reason() -> None:
     class Diverging:
-        def train(self, round: Round, vector: Vector, seconds: float) -> tuple[Trained, Sequence[Event]]:
+        def train(self, round: Round, vector: Vector, seconds: float, mixed: bool) -> tuple[Trained, Sequence[Event]]:
             raise RoundFailed("training diverged in round 0: the loss is nan")
 
     running = Running(n=2, size=8, rounds=3)

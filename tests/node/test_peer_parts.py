@@ -23,12 +23,15 @@ class Counting:
 
     count = 0
 
-    def train(self, vector: Vector, round: Round, seconds: float) -> Any:
+    def train(self, vector: Vector, round: Round, seconds: float, mixed: bool) -> Any:
         self.count += 1
         return type("Trained", (), {"vector": vector, "loss": 0.0, "steps": 1})()
 
     def state(self) -> bytes:
         return bytes([self.count])
+
+    def model_after(self, vector: Vector, mixed: bool) -> Vector:
+        return vector
 
     def evaluate(self, vector: Vector) -> dict[str, float]:
         return {}
@@ -38,7 +41,7 @@ def test_a_checkpoint_takes_the_state_from_before_its_round_though_that_has_begu
     worker = LocalTraining(Counting(), 10**9, b"former life")  # type: ignore[arg-type]
     assert worker.state_before(0) == b"former life"
     for round in range(7, 10):
-        worker.train(Round(round), np.zeros(1, np.float32), 1.0)
+        worker.train(Round(round), np.zeros(1, np.float32), 1.0, True)
         assert worker.state_before(round + 1) == bytes([round - 6])
         assert worker.state_before(round) == (b"former life" if round == 7 else bytes([round - 7]))
     assert worker.state_before(500) == bytes([3]), "rounds without training leave the state as it was"

@@ -106,7 +106,7 @@ def quiet(script: Script, input: Input, now: Seconds) -> list[Effect]:
     return []
 
 
-def train(peer: PeerId, round: Round, vector: Vector, seconds: float) -> tuple[Vector, float, int]:
+def train(peer: PeerId, round: Round, vector: Vector, seconds: float, mixed: bool) -> tuple[Vector, float, int]:
     return vector + np.float32(1), 0.5, int(min(10, max(1, seconds)))
 
 

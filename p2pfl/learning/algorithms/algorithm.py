@@ -31,6 +31,8 @@ class Algorithm(ABC):
         static: whether it is made for one symmetric matrix in all rounds.
         single_step: whether a round is one gradient; it refuses more local steps.
         divisible: whether a part of the model can be left out of the mixing.
+        vectors: how many it asks to have mixed, the model first.
+        plain: whether it computes with the learning rate, so that local steps must be those of plain SGD.
     """
 
     name: str
@@ -39,6 +41,8 @@ class Algorithm(ABC):
     static: bool = False
     single_step: bool = False
     divisible: bool = True
+    vectors: int = 1
+    plain: bool = False
 
     def accepts(self, kind: Stochastic) -> bool:
         """Return whether matrices of this kind will do."""

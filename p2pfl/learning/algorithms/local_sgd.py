@@ -42,6 +42,7 @@ class LocalSgd(Algorithm):
 
     def __post_init__(self) -> None:
         fraction("beta", self.beta)
+        object.__setattr__(self, "plain", self.beta > 0.0)
 
     def init(self, x: Tensor, space: Space) -> State:
         """Start without momentum."""

@@ -29,6 +29,7 @@ class QuasiGlobalMomentum(Algorithm):
 
     name = "qg-dsgdm"
     source = "Lin et al. 2021, arXiv 2102.04761, algorithm 1, without Nesterov's variant"
+    plain = True
 
     def __post_init__(self) -> None:
         fraction("beta", self.beta)

@@ -33,6 +33,8 @@ class GradientTracking(Algorithm):
     source = "Pu and Nedić 2018, arXiv 1805.11454 (DSGT); Nedić, Olshevsky and Shi 2017, arXiv 1607.03218 (DIGing)"
     needs = "doubly"
     single_step = True
+    vectors = 2
+    plain = True
 
     def init(self, x: Tensor, space: Space) -> State:
         """Start with y = 0 and a last gradient of 0, so that the first y is the first gradient."""
@@ -73,6 +75,8 @@ class KGradientTracking(Algorithm):
     name = "k-gt"
     source = "Liu, Lin, Koloskova and Stich 2023, arXiv 2301.01313, algorithm 1 with a communication step size of 1"
     needs = "doubly"
+    vectors = 2
+    plain = True
 
     def init(self, x: Tensor, space: Space) -> State:
         """Start with c = 0: the paper's difference from the mean gradient would take a round of its own."""
@@ -120,6 +124,7 @@ class D2(Algorithm):
     needs = "doubly"
     static = True
     single_step = True
+    plain = True
 
     def init(self, x: Tensor, space: Space) -> State:
         """Start with c = 0: the first round is one of D-PSGD."""

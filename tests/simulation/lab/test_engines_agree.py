@@ -47,6 +47,37 @@ def test_stacked_tensors_and_peers_have_the_same_curves(topology):
     assert peers.summary["seeds"][0]["final"].keys() == dense.summary["seeds"][0]["final"].keys()
 
 
+MIXING = {
+    "momentum": ("local-sgd", {"beta": 0.9}, {}),
+    "restarted": ("local-sgd", {"beta": 0.9, "nesterov": True, "restart": True}, {}),
+    "fedprox": ("fedprox", {"mu": 0.5}, {}),
+    "qg-dsgdm": ("qg-dsgdm", {}, {"learning_rate": 0.02}),
+    "diloco": ("diloco", {}, {}),
+    "k-gt": ("k-gt", {}, {}),
+    "gradient-tracking": ("gradient-tracking", {}, {"local_steps": 1}),
+    "diging": ("gradient-tracking", {"step_first": False}, {"local_steps": 1, "learning_rate": 0.03}),
+    "heads": ("partial-sharing", {"personal": ["2"]}, {}),
+    "heads and momentum": ("partial-sharing", {"personal": ["2"], "inner": "qg-dsgdm"}, {"learning_rate": 0.02}),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "averaging"),
+    [
+        *((name, {"topology": "ring"}) for name in MIXING),
+        *((name, {"topology": "groups", "group_size": 6, "masks": "on"}) for name in ("diloco", "k-gt", "heads")),
+    ],
+)
+def test_algorithms_are_the_same_on_stacked_tensors_and_on_peers(name, averaging):
+    algorithm, options, more = MIXING[name]
+    training = {"algorithm": algorithm, "options": options, **more}
+    dense = simulate(scenario(training=training, averaging=averaging))
+    peers = simulate(scenario(training=training, averaging=averaging, engine="simnet"))
+    for column in ("train_loss", "consensus", "loss", "peer_loss"):
+        np.testing.assert_allclose(peers.frame[column], dense.frame[column], rtol=4e-3, atol=1e-6, err_msg=column)
+    assert peers.frame["train_loss"].iloc[ROUNDS] < peers.frame["train_loss"].iloc[1]
+
+
 def test_bytes_are_counted_as_they_are_modelled():
     """The model leaves headers and signs of life out."""
     dense, peers = simulate(scenario()), simulate(scenario(engine="simnet"))
@@ -67,7 +98,9 @@ def test_one_group_of_all_averages_as_the_complete_graph_does_masked_or_not():
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
-        ({"training": {"algorithm": "gradient-tracking"}}, "real peers run d-psgd"),
+        ({"training": {"algorithm": "gradient-tracking"}}, "gradient-tracking makes one step a round"),
+        ({"training": {"algorithm": "push-sum"}}, "push-sum is for links that go one way"),
+        ({"training": {"algorithm": "d2", "local_steps": 1}}, "d2 is for one mixing matrix in all rounds"),
         ({"averaging": {"topology": "base-graph"}}, "a charter has no such terms"),
         ({"faults": {"missed": 0.1}}, 'faults is for the engine "dense"'),
         ({"defence": {"rule": "median"}}, "real peers have no defence yet"),
@@ -140,7 +173,7 @@ def _spec(prepared: Peer) -> PeerSpec:
         masks = MaskTerms(suite("aes"), 32, 64.0, stream(plan.me, "entropy").randbytes)
         return GroupMachine(plan, keyring, prepared.initial, None, masks, prepared.weight)
 
-    def train(_: object, round: int, vector: np.ndarray, __: float) -> tuple[np.ndarray, float, int]:
+    def train(_: object, round: int, vector: np.ndarray, __: float, ___: bool) -> tuple[np.ndarray, float, int]:
         trained = prepared.trainer.train(vector, round)
         return trained.vector, trained.loss, trained.steps
 
