@@ -267,6 +267,11 @@ class TrainingTerms(Settings):
             raise ValueError(NOT_FOR_PEERS[str(name)])
         return name
 
+    @field_validator("options")
+    @classmethod
+    def _is_none_if_empty(cls, options: dict[str, Any] | None) -> dict[str, Any] | None:
+        return options or None
+
 
 class AveragingTerms(Settings):
     """Who averages with whom, and until when.

@@ -107,6 +107,11 @@ class Training(TrainingTerms):
     def _is_for_peers(cls, name: object) -> object:
         return name  # a charter alone refuses some
 
+    @field_validator("options")
+    @classmethod
+    def _is_none_if_empty(cls, options: dict[str, Any]) -> dict[str, Any]:
+        return options
+
 
 class Averaging(AveragingTerms):
     """Who averages with whom.

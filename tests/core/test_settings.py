@@ -44,7 +44,7 @@ def with_change(path: str, value: object) -> dict[str, Any]:
             "color",
             "name, version, task, model, training, averaging, security, privacy, deadlines, members, signatures, salts",
         ),
-        ("training.color", "algorithm, rounds, local_steps, batch_size, window, clip_norm"),
+        ("training.color", "algorithm, options, rounds, local_steps, batch_size, window, clip_norm"),
         ("members.1.color", "name, peer_id, addresses, sm2_public_key, salt_commitment"),
     ],
 )
