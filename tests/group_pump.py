@@ -77,6 +77,7 @@ class Node:
     events: list[Event] = field(default_factory=list)
     adopted: dict[Round, Vector] = field(default_factory=dict)
     records: list[Record] = field(default_factory=list)
+    asked: list[Train] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
     banned: set[PeerId] = field(default_factory=set)
     finished: bool = False
@@ -201,6 +202,7 @@ class GroupPump:
                 node.banned.add(peer)
                 self.part(place, self.roster.index(peer), error.reason)
             case Train(round, vector):
+                node.asked.append(effect)
                 if place not in self.slow:
                     trained = Trained(round, self.step(place, round, vector), *self.report(place))
                     heapq.heappush(self.later, (self.now + 1.0, next(self.numbers), place, node, trained))

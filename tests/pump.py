@@ -97,6 +97,7 @@ class Node:
     banned: set[PeerId] = field(default_factory=set)
     refusals: list[str] = field(default_factory=list)
     kept: list[Checkpoint] = field(default_factory=list)
+    asked: list[Train] = field(default_factory=list)
     round: Round = field(default_factory=lambda: Round(0))
     """What its next Hello says."""
 
@@ -189,6 +190,8 @@ class Pump:
         return effects
 
     def carry_out(self, peer: PeerId, node: Node, effect: Effect) -> None:  # noqa: PLR0912 - a case for each effect
+        if isinstance(effect, Train):
+            node.asked.append(effect)
         match effect:
             case Send(other, message):
                 if isinstance(message, Ping):

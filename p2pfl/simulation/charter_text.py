@@ -18,6 +18,8 @@ from p2pfl.gossip.grouping import (
 )
 from p2pfl.gossip.mixing import metropolis_hastings, spectral_gap
 from p2pfl.gossip.topology import diameter, overlay_of
+from p2pfl.learning.algorithms.made import options_of
+from p2pfl.learning.chartered import algorithm_of
 from p2pfl.node.live import UNMASKED, size_text
 from p2pfl.simulation.privacy_text import describe_noise
 
@@ -37,6 +39,7 @@ def describe_charter(charter: Charter) -> Iterator[str]:
         f"training  {training.rounds} rounds of {training.algorithm}: {training.local_steps} local steps of "
         f"{training.batch_size} examples{clip}"
     )
+    yield from _describe_algorithm(charter)
     sm2 = "; members sign with SM2 beside Ed25519" if SUITES[charter.security.suite].sm2_signatures else ""
     yield f"suite     {charter.security.suite}: `p2pfl suites` says what that is{sm2}"
     if averaging.masks == "on":
@@ -74,6 +77,36 @@ def describe_charter(charter: Charter) -> Iterator[str]:
     yield "state     in force" if not faults else f"state     not in force: {'; '.join(faults)}"
 
 
+def _describe_algorithm(charter: Charter) -> Iterator[str]:
+    """Say what an algorithm beside d-psgd is, with all its options, and what it makes peers send."""
+    try:
+        algorithm = algorithm_of(charter.training, charter.averaging)
+    except InvalidConfig as error:
+        yield f"          {error}"
+        return
+    if algorithm is None:
+        return
+    options = ", ".join(f"{name} {_said(value)}" for name, value in options_of(algorithm).items())
+    yield f"          {algorithm.name}{f': {options}' if options else ''}"
+    if algorithm.vectors > 1:
+        yield f"          {algorithm.vectors} vectors of the model's size are averaged in each round"
+    if algorithm.plain:
+        yield "          it computes with the learning rate: the task's optimizer has to be plain SGD"
+
+
+def _said(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else ", ".join(value) if isinstance(value, tuple) else str(value)
+
+
+def _vectors(charter: Charter) -> int:
+    """Return how many vectors of the model's size a peer sends at most in place of one."""
+    try:
+        algorithm = algorithm_of(charter.training, charter.averaging)
+    except InvalidConfig:
+        return 1
+    return 1 if algorithm is None else algorithm.vectors
+
+
 def _describe_table(table: TableTerms) -> Iterator[str]:
     target = table.target
     what = f"a number from {target.low} to {target.high}"
@@ -106,7 +139,7 @@ def _facts(charter: Charter) -> str:
     low, high = degrees[0], degrees[-1]
     neighbors = f"{low} to {high} neighbors" if low != high else f"{low} neighbor{'s' if low > 1 else ''} each"
     gap = spectral_gap(metropolis_hastings(graph))
-    sent = max(degrees) * 4 * charter.model.parameters
+    sent = max(degrees) * 4 * charter.model.parameters * _vectors(charter)
     return (
         f": {neighbors}, diameter {diameter(graph)}, spectral gap {gap:.3f}, "
         f"{size_text(sent)} sent a round by each peer"

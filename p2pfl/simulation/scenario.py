@@ -109,7 +109,7 @@ class Training(TrainingTerms):
 
     @field_validator("options")
     @classmethod
-    def _is_none_if_empty(cls, options: dict[str, Any]) -> dict[str, Any]:
+    def _is_none_if_empty(cls, options: dict[str, Any] | None) -> dict[str, Any] | None:
         return options
 
 

@@ -34,6 +34,13 @@ def make_algorithm(name: str, options: Mapping[str, Any], choco: ChocoSgd | None
     return PartialSharing(_plain(inner, rest, choco), tuple(personal))
 
 
+def options_of(algorithm: Algorithm) -> dict[str, Any]:
+    """Return all options of an algorithm, defaults too, by which `make_algorithm` would make it."""
+    if isinstance(algorithm, PartialSharing):
+        return {"personal": algorithm.personal, "inner": algorithm.inner.name, **options_of(algorithm.inner)}
+    return {field.name: getattr(algorithm, field.name) for field in dataclasses.fields(cast(Any, algorithm))}
+
+
 def _plain(name: str, options: Mapping[str, Any], choco: ChocoSgd | None) -> Algorithm:
     if name == "d-psgd":
         if options:

@@ -136,9 +136,12 @@ def test_a_rehearsal_becomes_a_draft(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_masked_rounds_of_processes_and_of_the_simulated_network_give_the_same_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("algorithm", ["d-psgd", "k-gt", "diloco"])
+def test_masked_rounds_of_processes_and_of_the_simulated_network_give_the_same_bits(
+    tmp_path: Path, algorithm: str
+) -> None:
     terms = {
-        "training": {"rounds": ROUNDS, "local_steps": 3, "batch_size": 32},
+        "training": {"rounds": ROUNDS, "local_steps": 3, "batch_size": 32, "algorithm": algorithm},
         "averaging": {"topology": "groups", "group_size": 4, "settle_rounds": 0},
         "deadlines": {"start": 120.0, "round": 60.0},
     }
@@ -173,10 +176,15 @@ def _spec(prepared: Peer) -> PeerSpec:
         masks = MaskTerms(suite("aes"), 32, 64.0, stream(plan.me, "entropy").randbytes)
         return GroupMachine(plan, keyring, prepared.initial, None, masks, prepared.weight)
 
-    def train(_: object, round: int, vector: np.ndarray, __: float, ___: bool) -> tuple[np.ndarray, float, int]:
-        trained = prepared.trainer.train(vector, round)
+    def train(_: object, round: int, vector: np.ndarray, __: float, mixed: bool) -> tuple[np.ndarray, float, int]:
+        trained = prepared.trainer.train(vector, round, mixed=mixed)
         return trained.vector, trained.loss, trained.steps
 
     return PeerSpec(
-        plan.roster[plan.me], plan.names[plan.me], build, train, tuple(plan.roster[other] for other in plan.neighbors)
+        plan.roster[plan.me],
+        plan.names[plan.me],
+        build,
+        train,
+        tuple(plan.roster[other] for other in plan.neighbors),
+        model=prepared.trainer.model_after,
     )
