@@ -43,7 +43,9 @@ def verify_peers(scenario: Scenario) -> None:
         InvalidConfig: they cannot.
     """
     _verify_terms(scenario)
-    for name in ONLY_DENSE:
+    if scenario.faults.missed:
+        raise InvalidConfig('faults.missed is for the engine "dense"; under simnet set loss, leave or a partition')
+    for name in (each for each in ONLY_DENSE if each != "faults"):
         if getattr(scenario, name) != getattr(Scenario(), name):
             raise InvalidConfig(f'{name} is for the engine "dense"; leave it out, or take that engine')
     if scenario.peers > MOST_PEERS:

@@ -9,7 +9,7 @@ import copy
 import math
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from p2pfl.core.charter import Charter
 from p2pfl.core.errors import RoundFailed
 from p2pfl.core.ids import PeerId, Round
-from p2pfl.core.machine import Emit, Machine, Send, SendBulk, Vector
+from p2pfl.core.ledger import Checkpoint, Resume, resume
+from p2pfl.core.machine import Emit, Machine, Persist, Send, SendBulk, Vector
 from p2pfl.core.trace import RoundEnded
 from p2pfl.core.wire import encode_header
 from p2pfl.crypto.suite import suite
@@ -37,6 +38,7 @@ from p2pfl.learning.task import Data, Examples, Task, make_model
 from p2pfl.learning.trainer import Trainer
 from p2pfl.learning.vector import initial, layout
 from p2pfl.simulation.charter_terms import charter_of, verify_peers
+from p2pfl.simulation.churn import Churn
 from p2pfl.simulation.dense.evaluation import Evaluator
 from p2pfl.simulation.dense.sampling import derived
 from p2pfl.simulation.hosts import Conditions, Disk, PeerSpec, SimulatedKeyring
@@ -81,69 +83,135 @@ def run_peers(
     start.flags.writeable = False
     charter = charter_of(scenario, len(start), parts.steps, number)
     ledger = _Ledger(scenario.peers, scenario.training.rounds, start, watch)
+    sites = _sites(scenario, parts, number, charter, start)
+    churn = Churn(scenario, number, charter.deadlines.round)
     terms = scenario.cost
     network = Network(
-        _specs(scenario, parts, number, charter, start),
+        [site.spec(scenario) for site in sites],
+        churn.schedule,
         seed=number,
         charter=charter.hash(),
         conditions=Conditions(latency=max(terms.latency, 1e-6), bandwidth=terms.bandwidth, start=1e-3),
-        checks=[ledger],
+        checks=[ledger, _Kept(sites)],
+        director=churn,
     )
     ledger.network = network
     try:
         network.run(PATIENCE)
     except InvariantViolated as violated:
         raise RoundFailed(f"seed {number}: {violated.reason}") from violated
-    errors = [f"{peer.name}: {peer.error}" for peer in network.peers if peer.error is not None]
+    # Whoever was away may find that the others have ended, and give up.
+    errors = [f"{each.name}: {each.error}" for each in network.peers if each.error and each.place not in churn.left]
     if errors:
         raise RoundFailed(f"seed {number}: {errors[0]}")
     return ledger.curve(number, scenario, parts, evaluated)
 
 
-def _specs(scenario: Scenario, parts: Parts, number: int, charter: Charter, start: Vector) -> list[PeerSpec]:
+def _sites(scenario: Scenario, parts: Parts, number: int, charter: Charter, start: Vector) -> list["_Site"]:
     shares = parts.shares(number)
     task = _rated(parts.task, parts.lr)
-    roster = charter.roster()
-    specs = []
-    for place, peer in enumerate(roster):
+    sites = []
+    for place, peer in enumerate(charter.roster()):
         mine = shares.order[shares.starts[place] :][: shares.counts[place]]
         examples = Examples(parts.pool.inputs[mine], parts.pool.targets[mine])
         data = Data(examples, parts.data.test)
-        trainer = make_trainer(task, data, charter.training, charter.averaging, derived(number, "trainer", place))
-        build, neighbors = _machine(scenario, charter, peer, place, number, start, trainer, len(examples))
-        specs.append(
-            PeerSpec(
-                peer, f"peer-{place}", build, partial(_train, trainer), neighbors, scenario.cost.step_seconds,
-                model=trainer.model_after,
-            )
+        seed = derived(number, "trainer", place)
+        make = partial(make_trainer, task, data, charter.training, charter.averaging, seed)
+        sites.append(_Site(charter, peer, place, number, start, make, len(examples), keeps=scenario.faults.leave > 0))
+    return sites
+
+
+class _Site:
+    """One peer's place: its trainer, of which only the state outlives a peer that leaves, and what makes its machine.
+
+    Args:
+        charter: under which it runs.
+        peer: its id.
+        place: its place in the roster.
+        number: the seed.
+        start: the common initial model, float32 [parameters].
+        make: makes its trainer.
+        samples: how many it has.
+        keeps: whether states are kept, for a peer that may come back.
+    """
+
+    def __init__(
+        self, charter: Charter, peer: PeerId, place: int, number: int, start: Vector, make: Callable[[], Trainer],
+        samples: int, *, keeps: bool,
+    ) -> None:  # fmt: skip
+        averaging = charter.averaging
+        self._start, self._make, self._keeps = start, make, keeps
+        self._peer, self._place = peer, place
+        self._trainer = make()
+        self._begun = begun = self._trainer.begin(start)
+        self._states: dict[Round, bytes] = {}
+        """Of the last two rounds."""
+        self._kept: bytes | None = None
+        """The trainer's when the last checkpoint was taken."""
+        self._machine: Callable[[Resume | None], Machine]
+        weight = weight_for(averaging, samples)
+        if averaging.topology != "groups":
+            plan = replace(Plan.for_peer(charter, peer), parameters=len(begun))
+            self._neighbors = tuple(plan.weights)
+            self._machine = lambda known: PeerMachine(plan, begun, known, weight)
+            return
+        group = replace(GroupPlan.for_peer(charter, peer), parameters=len(begun), fixed=self._trainer.fixed)
+        keyring = SimulatedKeyring(SECRET, place, len(charter.members))
+        entropy = random.Random(f"{number}/entropy/{place}")  # noqa: S311 - a simulation's entropy is drawn from its seed
+        masks = None
+        if averaging.masks == "on":
+            masks = MaskTerms(suite("aes"), 32, averaging.clip, entropy.randbytes, None, averaging.audit == "full")
+        self._neighbors = tuple(group.roster[other] for other in group.neighbors)
+        self._machine = lambda known: GroupMachine(group, keyring, begun, known, masks, weight)
+
+    def spec(self, scenario: Scenario) -> PeerSpec:
+        """Return the peer for the network."""
+        return PeerSpec(
+            self._peer, f"peer-{self._place}", self._build, self._train, self._neighbors, scenario.cost.step_seconds,
+            model=self._model_after,
         )  # fmt: skip
-    return specs
+
+    def _model_after(self, vector: Vector, mixed: bool) -> Vector:
+        return self._trainer.model_after(vector, mixed)
+
+    def keep(self, round: Round) -> None:
+        """Keep the trainer's state as it was when `round` began, beside the checkpoint of it."""
+        before = [trained for trained in self._states if trained < round]
+        if before:
+            self._kept = self._states[max(before)]
+
+    def _build(self, disk: Disk) -> Machine:
+        if disk.checkpoint is None and not disk.records:
+            return self._machine(None)
+        self._trainer = self._make()
+        self._trainer.begin(self._start)
+        if self._kept is not None:
+            self._trainer.restore(self._kept)
+        last = disk.checkpoint or Checkpoint(Round(0), self._begun, None)
+        return self._machine(resume(last, disk.records))
+
+    def _train(
+        self, peer: PeerId, round: Round, vector: Vector, seconds: float, mixed: bool
+    ) -> tuple[Vector, float, int]:
+        del peer, seconds  # the window is in the number of steps: those that fit into it, of `cost.step_seconds` each
+        trained = self._trainer.train(vector, round, mixed=mixed)
+        if self._keeps:
+            last = dict(sorted(self._states.items())[-1:])
+            self._states = last | {round: self._trainer.state()}
+        return trained.vector, trained.loss, trained.steps
 
 
-def _machine(
-    scenario: Scenario,
-    charter: Charter,
-    peer: PeerId,
-    place: int,
-    number: int,
-    start: Vector,
-    trainer: Trainer,
-    samples: int,
-) -> tuple[Callable[[Disk], Machine], tuple[PeerId, ...]]:
-    """Return what makes a peer's machine, and whom it links to."""
-    averaging, begun = charter.averaging, trainer.begin(start)
-    weight = weight_for(averaging, samples)
-    if averaging.topology != "groups":
-        plan = replace(Plan.for_peer(charter, peer), parameters=len(begun))
-        return lambda _: PeerMachine(plan, begun, None, weight), tuple(plan.weights)
-    group = replace(GroupPlan.for_peer(charter, peer), parameters=len(begun), fixed=trainer.fixed)
-    keyring = SimulatedKeyring(SECRET, place, scenario.peers)
-    entropy = random.Random(f"{number}/entropy/{place}")  # noqa: S311 - a simulation's entropy is drawn from its seed
-    masks = None
-    if averaging.masks == "on":
-        masks = MaskTerms(suite("aes"), 32, averaging.clip, entropy.randbytes, None, averaging.audit == "full")
-    neighbors = tuple(group.roster[other] for other in group.neighbors)
-    return lambda _: GroupMachine(group, keyring, begun, None, masks, weight), neighbors
+class _Kept(Check):
+    """Tells sites when a checkpoint is taken; whoever leaves has it on its disk."""
+
+    def __init__(self, sites: Sequence[_Site]) -> None:
+        self._sites = sites
+
+    def step(self, step: Step) -> None:
+        """Look for checkpoints among what a machine wants kept."""
+        for effect in step.effects:
+            if isinstance(effect, Persist) and isinstance(effect.record, Checkpoint):
+                self._sites[step.peer.place].keep(effect.record.round)
 
 
 def _rated(task: Task, lr: float) -> Task:
@@ -155,14 +223,6 @@ def _rated(task: Task, lr: float) -> Task:
 
     rated.optimizer = optimizer  # type: ignore[method-assign]
     return rated
-
-
-def _train(
-    trainer: Trainer, peer: PeerId, round: Round, vector: Vector, seconds: float, mixed: bool
-) -> tuple[Vector, float, int]:
-    del peer, seconds  # the window is in the number of steps: those that fit into it, of `cost.step_seconds` each
-    trained = trainer.train(vector, round, mixed=mixed)
-    return trained.vector, trained.loss, trained.steps
 
 
 class _Ledger(Check):

@@ -266,6 +266,7 @@ class Faults(Settings):
             of different parts are away for each other.
         split: after how many rounds it is split.
         heal: after how many rounds it is whole again. The defaults of both are guesses.
+        loss: the probability that a message is lost on its way; of the engine simnet alone, which has messages.
     """
 
     missed: _Chance = 0.0
@@ -274,6 +275,7 @@ class Faults(Settings):
     parts: Annotated[int, Field(ge=1)] = 1
     split: Annotated[int, Field(ge=0)] = 20
     heal: Annotated[int, Field(ge=0)] = 60
+    loss: _Chance = 0.0
 
     @model_validator(mode="after")
     def _heals_after_the_split(self) -> "Faults":
@@ -402,6 +404,8 @@ class Scenario(Settings):
             raise ValueError("privacy.epsilon needs training.clip_norm: noise is a multiple of it")
         if self.privacy.epsilon and (not masks or compression != "none"):
             raise ValueError("noise is for masked sums without compression; set averaging.masks to on")
+        if self.faults.loss and self.engine == "dense":
+            raise ValueError('faults.loss is of messages, and the engine dense sends none; set engine to "simnet"')
         if self.attackers.among(self.peers) >= self.peers:
             raise ValueError(f"attackers: all of {self.peers} peers would be; leave one honest")
         if self.faults.parts > self.peers:

@@ -635,7 +635,23 @@ class Network:
                 self._break_links(fault)
                 self._at(fault.until, self._heal, fault)
 
+    def heal(self, fault: Fault) -> None:
+        """End a window before its time, after what happens now."""
+        self._at(self.now, self._heal, fault)
+
+    def restart(self, place: int) -> None:
+        """Start a peer again that had crashed for good, after what happens now."""
+        self._at(self.now, self._revive, self.peers[place])
+
+    def _revive(self, peer: Host) -> None:
+        if peer.gone:
+            peer.gone = False
+            self._count()
+            self._start(peer)
+
     def _heal(self, fault: Fault) -> None:
+        if fault not in self._active:
+            return
         if self.log is not None:
             self.log.append((self.now, fault, False))
         self._active.remove(fault)

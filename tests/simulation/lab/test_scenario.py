@@ -65,7 +65,7 @@ def test_a_scenario_is_explained_by_its_own_values():
 
 
 def test_the_federations_part_has_a_charters_keys_and_defaults():
-    different = {("averaging", "masks"), ("averaging", "topology")}
+    different = {("averaging", "masks"), ("averaging", "topology"), ("training", "options")}
     for table, kind in CHARTERS.items():
         own = tables(Scenario)[table].model_fields
         for name, field in kind.model_fields.items():
