@@ -58,7 +58,7 @@ class Bill:
         """Add a round in which each peer sends so many bytes to another."""
         load = self._load(round)
         self.bytes += load.mean * size
-        self.seconds += self._steps * self._cost.step_seconds
+        self.seconds += self._steps * self._cost.step_seconds * (self._cost.slowness if self._cost.slow else 1.0)
         if load.most:
             self.seconds += self._cost.latency + load.most * size / self._cost.bandwidth
 

@@ -10,14 +10,12 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
-from numpy.typing import NDArray
 
 from p2pfl.core.charter import Charter
 from p2pfl.core.errors import RoundFailed
@@ -29,17 +27,15 @@ from p2pfl.core.wire import encode_header
 from p2pfl.crypto.suite import suite
 from p2pfl.gossip.group_machine import GroupMachine, GroupPlan
 from p2pfl.gossip.grouping import weight_for
-from p2pfl.gossip.mixing import consensus_distance
 from p2pfl.gossip.peer_machine import PeerMachine, Plan
 from p2pfl.gossip.secure_sum import MaskTerms
 from p2pfl.learning.chartered import make_trainer
-from p2pfl.learning.space import Block
-from p2pfl.learning.task import Data, Examples, Task, make_model
+from p2pfl.learning.task import Data, Examples, Task
 from p2pfl.learning.trainer import Trainer
-from p2pfl.learning.vector import initial, layout
+from p2pfl.learning.vector import initial
 from p2pfl.simulation.charter_terms import charter_of, verify_peers
 from p2pfl.simulation.churn import Churn
-from p2pfl.simulation.dense.evaluation import Evaluator
+from p2pfl.simulation.curves import Curve, evaluated_row, evaluator_of
 from p2pfl.simulation.dense.sampling import derived
 from p2pfl.simulation.hosts import Conditions, Disk, PeerSpec, SimulatedKeyring
 from p2pfl.simulation.invariants import Check, InvariantViolated, Step
@@ -50,16 +46,6 @@ from p2pfl.simulation.simnet import Network
 PATIENCE = 1e9
 """Virtual seconds; what does not come to an end is told by the network after so many inputs."""
 SECRET = b"p2pfl simulation"
-
-
-@dataclass
-class Curve:
-    """What one seed gave: its rows of `Run.frame`, its part of `Run.peers`, and how it ended."""
-
-    number: int
-    rows: list[dict[str, float]] = field(default_factory=list)
-    peers: list[pd.DataFrame] = field(default_factory=list)
-    outcome: str = "done"
 
 
 def run_peers(
@@ -167,8 +153,8 @@ class _Site:
     def spec(self, scenario: Scenario) -> PeerSpec:
         """Return the peer for the network."""
         return PeerSpec(
-            self._peer, f"peer-{self._place}", self._build, self._train, self._neighbors, scenario.cost.step_seconds,
-            model=self._model_after,
+            self._peer, f"peer-{self._place}", self._build, self._train, self._neighbors,
+            scenario.cost.step_seconds * scenario.slowness_of(self._place), model=self._model_after,
         )  # fmt: skip
 
     def _model_after(self, vector: Vector, mixed: bool) -> Vector:
@@ -257,9 +243,7 @@ class _Ledger(Check):
 
     def curve(self, number: int, scenario: Scenario, parts: Parts, evaluated: set[int]) -> Curve:
         """Return what the network's seed gave."""
-        order = layout(make_model(parts.task))
-        blocks = [Block(name, shape, shape) for name, shape in zip(order.names, order.shapes, strict=True)]
-        evaluator = Evaluator(parts.task, blocks, parts.data.test)
+        evaluator = evaluator_of(parts)
         sampled, curve = min(scenario.evaluation.peers, self._peers), Curve(number)
         models = np.tile(self._start, (self._peers, 1))
         adopted = {(round, peer.place): vector for peer in self.network.peers for round, vector in peer.adopted}
@@ -283,24 +267,6 @@ class _Ledger(Check):
                 "modelled_seconds": seconds,
             }
             if complete in evaluated:
-                row |= self._evaluated(models, evaluator, sampled, losses, curve, complete)
+                row |= evaluated_row(models, evaluator, sampled, losses, curve, complete)
             curve.rows.append(row)
         return curve
-
-    def _evaluated(
-        self, models: NDArray[np.float32], evaluator: Evaluator, sampled: int, losses: NDArray[np.float64],
-        curve: Curve, complete: int,
-    ) -> dict[str, float]:  # fmt: skip
-        mean = torch.from_numpy(models.mean(axis=0, dtype=np.float64).astype(np.float32))
-        sample = np.linspace(0, self._peers - 1, sampled).round().astype(int)
-        found = {name: values.numpy() for name, values in evaluator.rows(torch.from_numpy(models[sample])).items()}
-        columns: dict[str, Any] = {
-            "seed": curve.number, "round": complete, "peer": np.arange(self._peers), "train_loss": losses,
-        }  # fmt: skip
-        for name, values in found.items():
-            columns[name] = np.full(self._peers, math.nan)
-            columns[name][sample] = values
-        curve.peers.append(pd.DataFrame(columns))
-        row = {"consensus": consensus_distance(models)}
-        row |= {name: float(values[0]) for name, values in evaluator.rows(mean[None]).items()}
-        return row | {f"peer_{name}": float(values.mean()) for name, values in found.items()}

@@ -331,11 +331,15 @@ class Cost(Settings):
         step_seconds: of a local step.
         latency: seconds from peer to peer.
         bandwidth: bytes a second, up and down, of each peer.
+        slow: how many peers, the last ones, are slower than the others.
+        slowness: how many times as long their local steps take.
     """
 
     step_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.01
     latency: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.05
     bandwidth: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 12.5e6
+    slow: Annotated[int, Field(ge=0)] = 0
+    slowness: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
 
 
 class Scenario(Settings):
@@ -346,7 +350,8 @@ class Scenario(Settings):
         description: what it shows, for people.
         peers: how many.
         engine: `dense`: peers as stacked tensors, thousands of them, without messages. `simnet`: real peers' machines
-            and trainers over the simulated network, some tens of them; d-psgd on a charter's topologies.
+            and trainers over the simulated network, some tens of them, on a charter's topologies; and ad-psgd, which
+            runs in virtual time by an engine of its own.
         seeds: each draws its own shares, initial model, minibatches, topology and faults. They run side by side.
         participation: the fraction of peers that take part in a round, at least one, drawn anew each round.
         sweep: lists of values by dotted key, such as `"data.alpha" = [0.1, 1.0]`: `p2pfl sweep` runs every combination.
@@ -406,11 +411,17 @@ class Scenario(Settings):
             raise ValueError("noise is for masked sums without compression; set averaging.masks to on")
         if self.faults.loss and self.engine == "dense":
             raise ValueError('faults.loss is of messages, and the engine dense sends none; set engine to "simnet"')
+        if self.training.algorithm == "ad-psgd" and self.engine == "dense":
+            raise ValueError('ad-psgd has no rounds, and the engine dense has no clock; set engine to "simnet"')
         if self.attackers.among(self.peers) >= self.peers:
             raise ValueError(f"attackers: all of {self.peers} peers would be; leave one honest")
         if self.faults.parts > self.peers:
             raise ValueError(f"faults.parts: {self.peers} peers cannot be split into {self.faults.parts} parts")
         return self
+
+    def slowness_of(self, peer: int) -> float:
+        """Return how many times as long as usual a peer's local steps take."""
+        return self.cost.slowness if peer >= self.peers - self.cost.slow else 1.0
 
     def settings(self) -> dict[str, Any]:
         """Return all settings as plain values; what has none is left out, as TOML has no word for it."""

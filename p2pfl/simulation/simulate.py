@@ -19,8 +19,10 @@ from p2pfl import __version__
 from p2pfl.core.errors import InvalidConfig
 from p2pfl.learning.task import Examples, Task, make_model
 from p2pfl.learning.vector import initial, layout
+from p2pfl.simulation.asynchronous import run_asynchronous, verify_asynchronous
 from p2pfl.simulation.attacks import success, triggered
 from p2pfl.simulation.charter_terms import verify_peers
+from p2pfl.simulation.curves import Curve
 from p2pfl.simulation.dense.engine import Engine, Experiment, RoundMetrics
 from p2pfl.simulation.dense.evaluation import Evaluation, Evaluator
 from p2pfl.simulation.dense.sampling import derived, sampler_of
@@ -28,7 +30,7 @@ from p2pfl.simulation.dense.variants import Each
 from p2pfl.simulation.exchanges import Relabelled
 from p2pfl.simulation.mixed import GROUPED, Mixed
 from p2pfl.simulation.parts import Parts
-from p2pfl.simulation.peers_engine import Curve, run_peers
+from p2pfl.simulation.peers_engine import run_peers
 from p2pfl.simulation.presence import Presence, Present
 from p2pfl.simulation.runs import BACKDOOR, Run, is_complete, less_is_better, open_simulated, save
 from p2pfl.simulation.scenario import Scenario
@@ -66,7 +68,8 @@ def simulate(
 
 
 def _by_peers(scenario: Scenario, watch: Watch | None) -> Run:
-    verify_peers(scenario)
+    alone = scenario.training.algorithm == "ad-psgd"
+    (verify_asynchronous if alone else verify_peers)(scenario)
     began, parts, rounds = time.perf_counter(), Parts(scenario), scenario.training.rounds
     curves: list[Curve] = []
 
@@ -75,9 +78,10 @@ def _by_peers(scenario: Scenario, watch: Watch | None) -> Run:
             watch(len(curves) * rounds + complete, len(scenario.seeds) * rounds)
 
     for number in scenario.seeds:
-        curves.append(run_peers(scenario, parts, number, _evaluated(scenario), tell))
+        run = run_asynchronous if alone else run_peers
+        curves.append(run(scenario, parts, number, _evaluated(scenario), tell))
     size = sum(math.prod(shape) for shape in layout(make_model(parts.task)).shapes)
-    engine = {"engine": "simnet", "tier": "peers", "device": "cpu"}
+    engine = {"engine": "simnet", "tier": "pairs" if alone else "peers", "device": "cpu"}
     return _result(scenario, parts, curves, engine, size, time.perf_counter() - began)
 
 

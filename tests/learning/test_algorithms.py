@@ -8,6 +8,7 @@ from p2pfl.core.errors import InvalidConfig
 from p2pfl.learning.algorithms import (
     ALGORITHMS,
     D2,
+    AdPsgd,
     ChocoSgd,
     DiLoCo,
     FedProx,
@@ -70,6 +71,7 @@ EVERY = [
     ChocoSgd(top1, gamma=0.2),
     ChocoSgd(rand2, gamma=0.2),
     PartialSharing(KGradientTracking(), ("head",)),
+    AdPsgd(),
 ]
 
 

@@ -1,14 +1,13 @@
 """Decentralised training algorithms, written once for simulated and real peers.
 
 An algorithm is three pure functions of a state that can be checkpointed, over as many peers as its tensors hold.
-Epidemic learning is `LocalSgd` on a random graph. AD-PSGD (Lian et al. 2018, arXiv 1710.06952) is not here: pairs of
-peers average whenever one of them is ready, from models that changed meanwhile. It has no rounds, and what is published
-of it is about time; it belongs to an engine that has a clock.
+Epidemic learning is `LocalSgd` on a random graph. AD-PSGD has no rounds: it takes an engine that has a clock.
 """
 
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from p2pfl.learning.algorithms.ad_psgd import AdPsgd
 from p2pfl.learning.algorithms.algorithm import Algorithm, State, Stochastic, conclude
 from p2pfl.learning.algorithms.choco import ChocoSgd, Compressor
 from p2pfl.learning.algorithms.local_sgd import FedProx, LocalSgd
@@ -20,6 +19,7 @@ from p2pfl.learning.algorithms.tracking import D2, GradientTracking, KGradientTr
 __all__ = [
     "ALGORITHMS",
     "D2",
+    "AdPsgd",
     "Algorithm",
     "ChocoSgd",
     "Compressor",
@@ -41,7 +41,7 @@ ALGORITHMS: Mapping[str, type[Algorithm]] = MappingProxyType(
         algorithm.name: algorithm
         for algorithm in (
             *(LocalSgd, FedProx, QuasiGlobalMomentum, DiLoCo, GradientTracking, KGradientTracking, D2),
-            *(PushSum, ChocoSgd, PartialSharing),
+            *(PushSum, ChocoSgd, PartialSharing, AdPsgd),
         )
     }
 )

@@ -21,7 +21,7 @@ class PartialSharing(Algorithm):
 
     Attributes:
         inner: any divisible algorithm: not push-sum, whose weight belongs to all of the model, nor choco-sgd, which
-            compresses all of it.
+            compresses all of it, nor ad-psgd, whose engine averages all of it.
         personal: which tensors of the model stay: names as its `state_dict` has them, or what a name begins with up to
             a dot ("head" stands for "head.weight" and "head.bias").
 

@@ -197,7 +197,7 @@ class Engine:
         """Run the next round."""
         experiment, space, number = self._experiment, self.space, self.round
         working = None if experiment.working is None else experiment.working(number).to(space.device)
-        local = _RoundLocal(self._kernel, space, experiment, number, overwrite=working is None)
+        local = RoundLocal(self._kernel, space, experiment, number, overwrite=working is None)
         before = self.state
         with _seeded(derived(experiment.seed, "torch", number), space.device):
             state, request = experiment.algorithm.propose(before, local, space)
@@ -231,7 +231,7 @@ def run(experiment: Experiment) -> Iterator[RoundMetrics]:
         yield engine.step()
 
 
-class _RoundLocal:
+class RoundLocal:
     """A round's local work; it counts the steps, so that each takes minibatches of its own."""
 
     def __init__(self, kernel: Kernel, space: Space, experiment: Experiment, round: int, *, overwrite: bool) -> None:
