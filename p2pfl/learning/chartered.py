@@ -32,6 +32,11 @@ def algorithm_of(training: TrainingTerms, averaging: AveragingTerms) -> Algorith
         raise InvalidConfig(
             f"training.local_steps: {name} makes one step a round, not {training.local_steps}; set 1, or take k-gt"
         )
+    if algorithm.repeats and averaging.masks == "on":
+        raise InvalidConfig(
+            f"averaging.masks: after a sum that was lost {name} would put what went into it into the next, and the two "
+            "could be subtracted; take k-gt, or set masks to off"
+        )
     if algorithm.vectors > 1 and training.clip_norm:
         raise InvalidConfig(f"training.clip_norm: {name} mixes steps beside models, which it would not clip; set 0")
     if algorithm.vectors > 1 and averaging.bits == 16:

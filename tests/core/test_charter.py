@@ -5,7 +5,7 @@ from typing import Any, get_args
 
 import pytest
 
-from p2pfl.core.charter import CHANGE_CLIP, Charter, Topology, check_name
+from p2pfl.core.charter import CHANGE_CLIP, NOT_FOR_PEERS, Charter, Topology, check_name
 from p2pfl.core.errors import InvalidConfig
 from p2pfl.core.settings import validate
 from tests.core.charters import IDENTITIES, charter_values
@@ -290,3 +290,20 @@ def test_what_is_no_sm2_key_in_hexadecimal_is_refused(key: str) -> None:
 def test_two_members_cannot_have_one_sm2_key() -> None:
     with pytest.raises(InvalidConfig, match="two members have the sm2_public_key 0411"):
         read(with_sm2_keys("04" + "1" * 128, "04" + "1" * 128))
+
+
+@pytest.mark.parametrize("name", sorted(NOT_FOR_PEERS))
+def test_an_algorithm_that_peers_do_not_run_is_refused_with_the_reason(name: str) -> None:
+    values = charter_values()
+    values["training"] = {"algorithm": name}
+    with pytest.raises(InvalidConfig, match=rf"training.algorithm: {name} .*; take (local-sgd|k-gt)"):
+        read(values)
+
+
+def test_options_count_in_the_hash_and_none_is_as_no_table_of_them() -> None:
+    plain, empty, some, other = charter_values(), charter_values(), charter_values(), charter_values()
+    empty["training"] = {"options": {}}
+    some["training"] = {"algorithm": "partial-sharing", "options": {"personal": ["head"], "beta": 0.9}}
+    other["training"] = {"algorithm": "partial-sharing", "options": {"personal": ["head"], "beta": 0.8}}
+    assert read(empty).hash() == read(plain).hash()
+    assert read(some).hash() != read(other).hash()

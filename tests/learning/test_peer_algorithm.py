@@ -13,7 +13,7 @@ from p2pfl.learning.task import Data, Examples, Task
 from p2pfl.learning.trainer import Trainer
 from p2pfl.learning.vector import initial
 
-AVERAGING = AveragingTerms()
+AVERAGING = AveragingTerms(masks="off")
 SIZE = 10 * 8 + 8 + 8 * 3 + 3
 SHARED = 10 * 8 + 8
 
@@ -249,6 +249,7 @@ def test_a_vector_of_another_size_is_refused():
         ({"algorithm": "d-psgd", "options": {"beta": 0.9}}, {}, "d-psgd has none"),
         ({"algorithm": "diloco", "options": {"mu": 0.9}}, {}, "diloco has no 'mu'; it has lr, beta"),
         ({"algorithm": "gradient-tracking", "local_steps": 2}, {}, "one step a round"),
+        ({"algorithm": "gradient-tracking", "local_steps": 1}, {}, "averaging.masks: after a sum that was lost"),
         ({"algorithm": "k-gt", "clip_norm": 1.0}, {}, "training.clip_norm: k-gt mixes steps"),
         ({"algorithm": "k-gt"}, {"bits": 16}, "averaging.bits: k-gt mixes steps"),
         ({"algorithm": "partial-sharing"}, {}, "needs personal"),

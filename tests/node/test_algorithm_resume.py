@@ -31,7 +31,7 @@ class Small(Task):
 
 def trainer(algorithm: str, options: dict[str, object] | None) -> Trainer:
     terms = TrainingTerms(algorithm=algorithm, options=options, local_steps=1, batch_size=8)  # type: ignore[arg-type]
-    return make_trainer(Small(), Data(EXAMPLES, EXAMPLES), terms, AveragingTerms(), 3)
+    return make_trainer(Small(), Data(EXAMPLES, EXAMPLES), terms, AveragingTerms(masks="off"), 3)
 
 
 @pytest.mark.parametrize("mixed", [True, False])

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from p2pfl.core.charter import AveragingTerms
+from p2pfl.core.charter import AveragingTerms, TrainingTerms
 from p2pfl.simulation.charter_text import describe_charter
 from tests.pump import charter_for
 
@@ -61,3 +61,28 @@ def test_words_of_16_bits_are_told() -> None:
     told = "          where members share a base, of changes in words of 16 bits; up to 0.5"
     assert told in described(8, topology="groups", bits=16, change_clip=0.5)
     assert told not in described(8, topology="groups")
+
+
+def test_an_algorithm_is_told_with_all_its_options_and_what_it_sends() -> None:
+    charter = charter_for(8, 1000, topology="ring")
+    training = TrainingTerms(algorithm="diloco", options={"beta": 0.5})
+    lines = list(describe_charter(charter.model_copy(update={"training": training})))
+    assert "          diloco: lr 0.7, beta 0.5" in lines
+    plain = next(line for line in describe_charter(charter) if line.startswith("topology"))
+    assert plain in lines
+    lines = list(describe_charter(charter.model_copy(update={"training": TrainingTerms(algorithm="k-gt")})))
+    assert "          2 vectors of the model's size are averaged in each round" in lines
+    assert "          it computes with the learning rate: the task's optimizer has to be plain SGD" in lines
+    doubled = next(line for line in lines if line.startswith("topology"))
+    assert (plain.rpartition(", ")[2], doubled.rpartition(", ")[2]) == (
+        "8.0 kB sent a round by each peer", "16.0 kB sent a round by each peer",
+    )  # fmt: skip
+
+
+def test_terms_that_do_not_go_together_are_told_and_not_raised() -> None:
+    charter = charter_for(4, 10)
+    training = TrainingTerms(algorithm="k-gt", clip_norm=1.0)
+    assert any(
+        "training.clip_norm: k-gt" in line
+        for line in describe_charter(charter.model_copy(update={"training": training}))
+    )

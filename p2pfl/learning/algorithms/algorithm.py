@@ -33,6 +33,7 @@ class Algorithm(ABC):
         divisible: whether a part of the model can be left out of the mixing.
         vectors: how many it asks to have mixed, the model first.
         plain: whether it computes with the learning rate, so that local steps must be those of plain SGD.
+        repeats: whether a vector that was sent, and of which nothing came, is part of the next one.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Algorithm(ABC):
     divisible: bool = True
     vectors: int = 1
     plain: bool = False
+    repeats: bool = False
 
     def accepts(self, kind: Stochastic) -> bool:
         """Return whether matrices of this kind will do."""

@@ -39,7 +39,7 @@ class PartialSharing(Algorithm):
     def __post_init__(self) -> None:
         if not self.inner.divisible:
             raise InvalidConfig(f"{self.inner.name} mixes whole models; take another algorithm to share a part of one")
-        for trait in ("needs", "static", "single_step", "vectors", "plain"):
+        for trait in ("needs", "static", "single_step", "vectors", "plain", "repeats"):
             object.__setattr__(self, trait, getattr(self.inner, trait))
 
     def init(self, x: Tensor, space: Space) -> State:

@@ -35,6 +35,7 @@ class GradientTracking(Algorithm):
     single_step = True
     vectors = 2
     plain = True
+    repeats = True
 
     def init(self, x: Tensor, space: Space) -> State:
         """Start with y = 0 and a last gradient of 0, so that the first y is the first gradient."""
