@@ -33,7 +33,7 @@ from p2pfl.simulation.hosts import stream
 from p2pfl.simulation.parts import Parts
 from p2pfl.simulation.scenario import Scenario
 
-ELSEWHERE = ("attackers", "defence", "compression", "faults", "stopping", "participation")
+ELSEWHERE = ("attackers", "defence", "compression", "faults", "stopping", "participation", "privacy")
 """What rounds alone have here."""
 
 

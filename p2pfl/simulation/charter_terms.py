@@ -97,7 +97,7 @@ def draft_terms(scenario: Scenario) -> tuple[dict[str, dict[str, Any]], list[str
     for name, kind in (("training", TrainingTerms), ("averaging", AveragingTerms), ("security", SecurityTerms)):
         tables[name] = {key: value for key, value in given.get(name, {}).items() if key in kind.model_fields}
     if scenario.training.algorithm == "local-sgd" and not scenario.training.options:
-        tables["training"].pop("algorithm")  # without options it is a charter's d-psgd
+        tables["training"].pop("algorithm", None)  # without options it is a charter's d-psgd
     noise, terms = noise_of_scenario(scenario), scenario.privacy
     if noise is not None:
         tables["privacy"] = {"noise": noise.multiplier, "epsilon": terms.epsilon, "delta": terms.delta}
