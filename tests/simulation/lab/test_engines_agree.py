@@ -8,6 +8,7 @@ import pytest
 from p2pfl import cli
 from p2pfl.core.errors import InvalidConfig
 from p2pfl.core.settings import validate
+from p2pfl.core.trace import PeerStarted, RoundEnded
 from p2pfl.crypto.suite import suite
 from p2pfl.gossip.group_machine import GroupMachine, GroupPlan
 from p2pfl.gossip.secure_sum import MaskTerms
@@ -189,3 +190,41 @@ def _spec(prepared: Peer) -> PeerSpec:
         tuple(plan.roster[other] for other in plan.neighbors),
         model=prepared.trainer.model_after,
     )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_killed_process_goes_on_with_its_algorithms_state(tmp_path: Path) -> None:
+    terms = {
+        "training": {"rounds": 120, "local_steps": 1, "batch_size": 16, "algorithm": "k-gt"},
+        "averaging": {"topology": "groups", "group_size": 4},
+        "deadlines": {"start": 120.0, "round": 20.0},
+    }
+    dealt = {"partition": "iid", "peers": 4, "seed": 5}
+    made = create_federation(tmp_path / "run", "digits", terms, [{**dealt, "index": index} for index in range(4)], 5)
+    launcher = Launcher(made)
+    launcher.start()
+    name = next(iter(launcher.processes))
+    try:
+        ended = 0
+        while ended < 20:
+            assert launcher.is_running()
+            entries = launcher.read_new()[name]
+            ended += sum(isinstance(entry.event, RoundEnded) for entry in entries)
+            launcher.processes[name].join(0.05)
+        launcher.kill(name)
+        launcher.start_again(name)
+        for process in launcher.processes.values():
+            process.join(200)
+        assert launcher.failures() == {}
+    finally:
+        launcher.stop()
+    run = open_run(tmp_path / "run")
+    again = next(peer for peer in run.peers if peer.home.config.name == name)
+    began = [entry.event for entry in again.entries if isinstance(entry.event, PeerStarted)]
+    assert len(began) == 2
+    assert began[1].resumed_at >= 15
+    after = [record for _, record in again.rounds_ended() if record.round >= began[1].resumed_at]
+    assert sum(record.outcome == "full" for record in after) > 20
+    losses = [record.loss for record in after if record.loss is not None]
+    assert np.mean(losses[-20:]) < 0.5, "what it has of the corrections did not lead it astray"
