@@ -559,7 +559,7 @@ def test_an_unknown_setting_is_told_with_those_that_are_known(p2pfl: Commands, o
     ):
         line = p2pfl.fault(*command)
         assert (
-            "charter.toml: training.local_stpes: unknown setting; the known ones here are algorithm, rounds, " in line
+            "charter.toml: training.local_stpes: unknown setting; the known ones here are algorithm, options, " in line
         )
     own.charter_path.write_text(charter.replace("rounds = 2", "rounds = 2.5"))
     assert "training.rounds: input should be a valid integer, got 2.5" in p2pfl.fault("peer", "-c", path)

@@ -167,7 +167,7 @@ class Siege:
         channel = ChannelTerms("aes", self.hash)
         self.transports[peer] = transport or Libp2pTransport(self.seeds[peer], self.roster, channel)
         others = {other: self.addresses[other] for other in self.roster if other != peer}
-        hooks = Hooks(emit, lambda round, vector: None, nowhere)
+        hooks = Hooks(emit, lambda *_: None, nowhere)
         driver = self.drivers[peer] = Driver(machine, self.transports[peer], others, self.hash, AddOne(), hooks)
         await driver.run(self.addresses[peer])
 

@@ -676,7 +676,7 @@ def test_the_head_of_a_checkpoint_can_be_read_by_a_person(tmp_path: Path) -> Non
     head = json.JSONDecoder().raw_decode(content[content.index(b"{") :].decode("latin-1"))[0]
     assert head == {
         "format": 2, "charter": CHARTER.hex(), "peer": PEER, "round": 2, "records": 4, "parameters": SIZE,
-        "update": True, "released": -1, "results": 0, "trainer": len(trainer_at(2)),
+        "update": True, "released": -1, "results": 0, "mixed": True, "trainer": len(trainer_at(2)),
     }  # fmt: skip
 
 

@@ -132,7 +132,7 @@ def test_a_peer_under_another_charter_is_refused_and_the_rest_go_on() -> None:
         dict.fromkeys(plan.weights, ("memory",)),
         bytes(32),
         AddOne(),
-        Hooks(running.events[stray].append, lambda round, vector: None, nowhere),
+        Hooks(running.events[stray].append, lambda *_: None, nowhere),
     )
     run_trio(running.run)
     assert set(running.errors) == {stray}

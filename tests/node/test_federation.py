@@ -304,7 +304,7 @@ def test_a_fault_in_peer_toml_names_the_key(tmp_path: Path, line: str, what: str
 @pytest.mark.parametrize(
     ("old", "new", "what"),
     [
-        ("rounds = 2", "round = 2", "training.round: unknown setting; the known ones here are algorithm, rounds, "),
+        ("rounds = 2", "round = 2", "training.round: unknown setting; the known ones here are algorithm, options, "),
         ("rounds = 2", 'rounds = "2"', "training.rounds: input should be a valid integer, got '2'"),
         ("/dns4/localhost/tcp/4002", "localhost:4002", "members.bee.addresses: 'localhost:4002' is not an address"),
         ('name = "bee"', 'name = "ant"', "two members have the name ant"),

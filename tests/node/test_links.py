@@ -247,7 +247,7 @@ class Ring(Running):
 
     def driver(self, peer: PeerId, worker: object, charter: bytes | None = None) -> Driver:
         plan = Plan.for_peer(self.charter, peer)
-        hooks = Hooks(self.events[peer].append, lambda round, vector: self.adopted[peer].append(vector), nowhere)
+        hooks = Hooks(self.events[peer].append, lambda _, vector, __: self.adopted[peer].append(vector), nowhere)
         others: dict[PeerId, Sequence[str]] = {other: ("memory",) for other in self.charter.roster() if other != peer}
         transport = MemoryTransport(self.network, peer)
         machine = PeerMachine(plan, self.initial[peer])

@@ -45,7 +45,7 @@ class Loopback:
     async def run_one(self, peer: PeerId) -> None:
         plan = Plan.for_peer(self.charter, peer)
         plan = Plan(**{**plan.__dict__, "charter": self.charters[peer]})
-        hooks = Hooks(self.events[peer].append, lambda round, vector: self.adopted[peer].append(vector), nowhere)
+        hooks = Hooks(self.events[peer].append, lambda _, vector, __: self.adopted[peer].append(vector), nowhere)
         channel = ChannelTerms(self.suites[peer], self.charters[peer])
         self.transports[peer] = Libp2pTransport(self.seeds[peer], self.roster, channel)
         addresses: dict[PeerId, Sequence[str]] = {other: self.addresses[other] for other in plan.weights}
