@@ -186,7 +186,7 @@ class TwoHidden(Loopback):
             for other in self.roster
         }
         plan = Plan.for_peer(self.charter, peer)
-        hooks = Hooks(self.events[peer].append, lambda round, vector: self.adopted[peer].append(vector), nowhere)
+        hooks = Hooks(self.events[peer].append, lambda _, vector, __: self.adopted[peer].append(vector), nowhere)
         channel = ChannelTerms("aes", self.charter.hash())
         transport = Libp2pTransport(self.seeds[peer], self.roster, channel, relay=peer == relay)
         others: dict[PeerId, Sequence[str]] = {other: ways[other] for other in plan.weights}
