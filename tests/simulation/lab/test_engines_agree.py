@@ -136,6 +136,29 @@ def test_a_rehearsal_becomes_a_draft(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert not (tmp_path / "other").exists()
 
 
+def test_a_draft_has_the_rehearsals_algorithm_and_none_that_peers_cannot_bear(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def drafted(name: str, *more: str) -> int:
+        changes = [f"training.algorithm={name}", *more]
+        return charter_from(
+            "hospital-consortium", str(tmp_path / name), *(each for change in changes for each in ("--set", change))
+        )
+
+    assert drafted("diloco", "training.options.beta=0.5") == 0
+    training = load_charter(tmp_path / "diloco" / "charter.toml").training
+    assert (training.algorithm, training.options) == ("diloco", {"beta": 0.5})
+    capsys.readouterr()
+    for name, more, reason in (
+        ("gradient-tracking", ["training.local_steps=1"], "averaging.masks: after a sum that was lost"),
+        ("push-sum", [], "push-sum is for links that go one way"),
+        ("partial-sharing", ['training.options.personal=["head"]'], "no tensor 'head'"),
+    ):
+        assert drafted(name, *more) == 2
+        assert reason in capsys.readouterr().err
+        assert not (tmp_path / name).exists()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("algorithm", ["d-psgd", "k-gt", "diloco"])
