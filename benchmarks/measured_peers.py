@@ -323,10 +323,10 @@ def run_peer(path: str, awaited: int, cable: Connection | None) -> None:
             return {}
 
     class MeasuredPeer(peers.Peer):
-        def machine(self, resume: Resume | None) -> Any:
+        def machine(self, initial: Any, resume: Resume | None) -> Any:
             file = self.home.run_path / MEASURED_FILE
             out = self.transport
-            return Watched(super().machine(resume), self.plan.me, lambda: out.bytes_out, file, memory, awaited)  # type: ignore[union-attr]
+            return Watched(super().machine(initial, resume), self.plan.me, lambda: out.bytes_out, file, memory, awaited)  # type: ignore[union-attr]
 
     chartered.Trainer = ReadyTrainer  # type: ignore[misc]
     memory = Memory()
@@ -335,7 +335,8 @@ def run_peer(path: str, awaited: int, cable: Connection | None) -> None:
     peer = MeasuredPeer.prepare(home)
     anonymous, resident = memory.now()
     # The initial model is the first base, and so one of the vectors that count.
-    memory.without = (anonymous - peer.initial.nbytes, resident - peer.initial.nbytes)
+    size = 4 * peer.initial.size
+    memory.without = (anonymous - size, resident - size)
     peer.run()
 
 

@@ -1,6 +1,13 @@
-"""What a process does with memory that it no longer needs."""
+"""Memory that a process does not need: given back, or left to the disk."""
 
 import ctypes
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from p2pfl.core.errors import StoreFailed
+from p2pfl.core.machine import Vector
 
 _M_MMAP_THRESHOLD = -3  # malloc.h of glibc
 LARGE = 1 << 20
@@ -19,3 +26,22 @@ def return_large_blocks() -> bool:
     except (OSError, AttributeError):
         return False
     return bool(mallopt(_M_MMAP_THRESHOLD, LARGE))
+
+
+def mapped(vector: Vector, folder: Path) -> Vector:
+    """Return a vector read-only, from a file in `folder` without a name, which ends with the last use of it.
+
+    A small vector is returned as it is.
+
+    Raises:
+        StoreFailed: there is no room for the file.
+    """
+    if vector.nbytes < LARGE:
+        return vector
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(vector.data)
+            file.flush()
+            return np.memmap(file, vector.dtype, "r", shape=vector.shape)
+    except OSError as error:
+        raise StoreFailed(f"{folder}: the initial model cannot be written: {error.strerror}; make room") from error

@@ -4,7 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -48,7 +48,7 @@ from p2pfl.node.federation import (
 )
 from p2pfl.node.lan import meet_on_lan
 from p2pfl.node.libp2p.host import ChannelTerms, Libp2pTransport
-from p2pfl.node.memory import return_large_blocks
+from p2pfl.node.memory import mapped, return_large_blocks
 from p2pfl.node.status import STATUS_FILE, StatusWriter
 from p2pfl.node.store import exclusive, read_text, write_atomic
 from p2pfl.node.tracefile import TRACE_FILE, TraceWriter
@@ -120,6 +120,25 @@ class ModelKeeper:
             raise StoreFailed(f"{self._history.name}: cannot be written: {error.strerror}; make room") from error
 
 
+class Once:
+    """A vector that is handed out once and not kept: the initial model is as large as any, and soon of no use."""
+
+    def __init__(self, vector: Vector) -> None:
+        self._vector: Vector | None = vector
+        self.size = len(vector)
+
+    def take(self) -> Vector:
+        """Return it, the first time.
+
+        Raises:
+            RuntimeError: somebody has it already.
+        """
+        vector, self._vector = self._vector, None
+        if vector is None:
+            raise RuntimeError("the initial model was taken before")
+        return vector
+
+
 @dataclass(frozen=True)
 class Peer:
     """A peer that has passed every check and may run; `initial` is where it begins, as its machine has it."""
@@ -129,7 +148,7 @@ class Peer:
     transport: Libp2pTransport
     signer: Signer
     trainer: Trainer
-    initial: Vector
+    initial: Once
     started: PeerStarted
     plan: Plan | GroupPlan
     weight: int
@@ -151,8 +170,8 @@ class Peer:
         trainer = make_trainer(task, data, charter.training, charter.averaging, home.config.seed)
         weight = weight_for(charter.averaging, len(data.train))
         load_model(federation.model_path, trainer.model)
-        initial = trainer.begin(flatten(trainer.model))
-        plan = sized(plan_of(charter, identity.peer_id), len(initial), trainer.fixed)
+        initial = Once(trainer.begin(flatten(trainer.model)))
+        plan = sized(plan_of(charter, identity.peer_id), initial.size, trainer.fixed)
         started = PeerStarted(
             member=member.name,
             peer=identity.peer_id,
@@ -166,16 +185,16 @@ class Peer:
         transport = Libp2pTransport(identity.seed(), charter.roster(), channel, relay=home.config.relay)
         return cls(home, federation, transport, signer, trainer, initial, started, plan, weight)
 
-    def machine(self, resume: Resume | None) -> Machine:
+    def machine(self, initial: Vector, resume: Resume | None) -> Machine:
         """Return the peer's protocol, at its beginning or where a former life of the peer left off."""
         if isinstance(self.plan, GroupPlan):
             keyring = Keyring(self.signer, self.federation.charter)
             if self.plan.graph is None:
-                return GroupMachine(self.plan, keyring, self.initial, resume, self._masks(), self.weight)
+                return GroupMachine(self.plan, keyring, initial, resume, self._masks(), self.weight)
             settling = Plan.for_peer(self.federation.charter, PeerId(self.started.peer))
-            settling = replace(settling, parameters=len(self.initial))
-            return StarMachine(self.plan, settling, keyring, self.initial, resume, self._masks(), self.weight)
-        return PeerMachine(self.plan, self.initial, resume, self.weight)
+            settling = replace(settling, parameters=len(initial))
+            return StarMachine(self.plan, settling, keyring, initial, resume, self._masks(), self.weight)
+        return PeerMachine(self.plan, initial, resume, self.weight)
 
     def _masks(self) -> MaskTerms | None:
         charter = self.federation.charter
@@ -195,27 +214,35 @@ class Peer:
         torch.set_num_threads(1)
         return_large_blocks()
         run_path = self.home.run_path
-        with exclusive(run_path, "a peer runs in this folder already; stop it first"):
+        with exclusive(run_path, "a peer runs in this folder already; stop it first"), ExitStack() as files:
             self._verify_unfinished(run_path / FINISHED_FILE)
-            budget = self.federation.charter.budget
-            opened = Checkpoints.open(
-                run_path / STATE_FOLDER,
-                self.plan.charter,
-                PeerId(self.started.peer),
-                self.initial,
-                rho=0.0 if budget is None else budget.rho,
-            )
-            trace = TraceWriter(run_path / TRACE_FILE, lambda: (self.transport.bytes_in, self.transport.bytes_out))
-            try:
-                told = list(opened.notes)
-                if opened.trainer is not None:
-                    told += self.trainer.restore(opened.trainer)
-                status = StatusWriter(run_path / STATUS_FILE)
-                life = Life(opened.checkpoints, opened.resume, opened.trainer, trace, status)
-                trio.run(self._run, life, told)
-            finally:
-                trace.close()
-                opened.checkpoints.close()
+            trio.run(self._run, self._begin(run_path, files))
+
+    def _begin(self, run_path: Path, files: ExitStack) -> "Life":
+        """Return where this life begins, with its files open. Only its machine and its keeper hold vectors."""
+        initial, budget = mapped(self.initial.take(), run_path), self.federation.charter.budget
+        opened = Checkpoints.open(
+            run_path / STATE_FOLDER,
+            self.plan.charter,
+            PeerId(self.started.peer),
+            initial,
+            rho=0.0 if budget is None else budget.rho,
+        )
+        files.callback(opened.checkpoints.close)
+        trace = TraceWriter(run_path / TRACE_FILE, lambda: (self.transport.bytes_in, self.transport.bytes_out))
+        files.callback(trace.close)
+        told = list(opened.notes)
+        if opened.trainer is not None:
+            told += self.trainer.restore(opened.trainer)
+        standing = Checkpoint(Round(0), initial, None) if opened.resume is None else opened.resume.checkpoint
+        vector = standing.base if standing.update is None else standing.base + standing.update
+        model = self.trainer.model_after(vector, standing.mixed)
+        every = self.home.config.history_every
+        history = files.enter_context(_history(run_path / HISTORY_FILE, every, model.nbytes, standing.round))
+        keeper = ModelKeeper(model, standing.round, history, every)
+        status = StatusWriter(run_path / STATUS_FILE)
+        machine = self.machine(initial, opened.resume)
+        return Life(opened.checkpoints, machine, keeper, opened.trainer, trace, status, standing.round, tuple(told))
 
     def _verify_unfinished(self, path: Path) -> None:
         if path.exists() and read_text(path, "what this peer has finished").strip() == self.plan.charter.hex():
@@ -224,18 +251,13 @@ class Peer:
                 "Agree on a new charter to train on, or remove this folder to take part anew"
             )
 
-    async def _run(self, life: "Life", told: Sequence[str]) -> None:
-        standing = life.standing(self.initial)
-        life.tell(replace(self.started, resumed_at=standing.round))
-        for text in (*notes(self.trainer.model), *told):
+    async def _run(self, life: "Life") -> None:
+        life.tell(replace(self.started, resumed_at=life.round))
+        for text in (*notes(self.trainer.model), *life.told):
             life.tell(Note(text))
-        vector = standing.base if standing.update is None else standing.base + standing.update
-        model = self.trainer.model_after(vector, standing.mixed)
         held: list[PeerFinished] = []
-        every = self.home.config.history_every
-        with _history(self.home.run_path / HISTORY_FILE, every, model.nbytes, standing.round) as history:
-            keeper = ModelKeeper(model, standing.round, history, every)
-            idle = await self._live(life, keeper, held)
+        keeper = life.keeper
+        idle = await self._live(life, held)
         if idle:
             life.tell(Evaluated(keeper.rounds, self.trainer.evaluate(keeper.vector)))
         self._save(keeper)
@@ -243,8 +265,9 @@ class Peer:
             write_atomic(self.home.run_path / FINISHED_FILE, f"{self.plan.charter.hex()}\n".encode())
         life.tell(held[-1])
 
-    async def _live(self, life: "Life", keeper: ModelKeeper, held: list[PeerFinished]) -> bool:
+    async def _live(self, life: "Life", held: list[PeerFinished]) -> bool:
         """Run to the end, and put the last word into `held`; return whether the trainer is free."""
+        keeper = life.keeper
         names = dict(zip(self.federation.charter.roster(), self._names(), strict=True))
 
         def emit(event: Event) -> None:
@@ -266,7 +289,7 @@ class Peer:
             keeper.adopt(round, self.trainer.model_after(vector, mixed))
 
         try:
-            return await self._drive(self.machine(life.resume), worker, Hooks(emit, adopt, persist), life.status)
+            return await self._drive(life.machine, worker, Hooks(emit, adopt, persist), life.status)
         except Exception as error:
             with suppress(StoreFailed):  # told by the error itself
                 failed = PeerFinished("failed", keeper.rounds, agreed=False, reason=str(error))
@@ -343,10 +366,13 @@ class Life:
     """One life of a peer, from its start to its end or its crash."""
 
     checkpoints: Checkpoints
-    resume: Resume | None
+    machine: Machine
+    keeper: ModelKeeper
     trainer: bytes | None
     trace: TraceWriter
     status: StatusWriter
+    round: Round
+    told: tuple[str, ...]
 
     def tell(self, event: Event) -> None:
         """Write what happened into the trace, and what it means into the status.
@@ -358,10 +384,6 @@ class Life:
         self.status.note(event)
         if isinstance(event, PeerFinished):
             self.status.write()
-
-    def standing(self, initial: Vector) -> Checkpoint:
-        """Return where it begins."""
-        return Checkpoint(Round(0), initial, None) if self.resume is None else self.resume.checkpoint
 
 
 def plan_of(charter: Charter, me: PeerId) -> Plan | GroupPlan:

@@ -1,9 +1,14 @@
-"""Freed memory goes back to the system."""
+"""Freed memory goes back to the system, and what is rarely read is left to the disk."""
 
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
+
+from p2pfl.core.errors import StoreFailed
+from p2pfl.node.memory import LARGE, mapped
 
 SCRIPT = """
 import numpy as np
@@ -32,3 +37,16 @@ def test_large_blocks_go_back_when_they_are_freed() -> None:
     most, left = map(int, out.stdout.split())
     assert most > 200 << 20
     assert left < 8 << 20
+
+
+def test_a_large_vector_is_left_to_the_disk_and_its_file_has_no_name(tmp_path: Path) -> None:
+    vector = np.arange(LARGE, dtype=np.float32)
+    found = mapped(vector, tmp_path)
+    assert isinstance(found, np.memmap)
+    assert not found.flags.writeable
+    np.testing.assert_array_equal(found, vector)
+    assert list(tmp_path.iterdir()) == []
+    small = np.ones(10, np.float32)
+    assert mapped(small, tmp_path) is small
+    with pytest.raises(StoreFailed, match="make room"):
+        mapped(vector, tmp_path / "nowhere")

@@ -199,7 +199,7 @@ def _spec(prepared: Peer) -> PeerSpec:
 
     def build(_: object) -> GroupMachine:
         masks = MaskTerms(suite("aes"), 32, 64.0, stream(plan.me, "entropy").randbytes)
-        return GroupMachine(plan, keyring, prepared.initial, None, masks, prepared.weight)
+        return GroupMachine(plan, keyring, prepared.initial.take(), None, masks, prepared.weight)
 
     def train(_: object, round: int, vector: np.ndarray, __: float, mixed: bool) -> tuple[np.ndarray, float, int]:
         trained = prepared.trainer.train(vector, round, mixed=mixed)
