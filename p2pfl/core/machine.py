@@ -113,11 +113,13 @@ class Persisted:
     Attributes:
         base: of a checkpoint, the same as the store holds it, read-only: it need not be held in memory twice.
         results: likewise, one after the other, as bytes.
+        update: likewise; None where there is none.
     """
 
     key: str
     base: Vector | None = None
     results: Bytes | None = None
+    update: Vector | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -301,6 +301,8 @@ class GroupMachine:
         self._base, self._round = _read_only(initial), Round(0)
         self._update: Vector | None = None
         """What local training added to the base, unless it lies in the session's contribution."""
+        self._sum: tuple[Vector, Vector, Vector] | None = None
+        """Of which base and update, and what `model` is: whoever adopts it and whoever trains it hold the same."""
         self._mixed = False
         """Whether base and update are what came of mixing the last contribution."""
         self._above = -1
@@ -316,8 +318,7 @@ class GroupMachine:
         self._early: dict[int, list[Statement]] = {}
         self._latest: dict[int, Statement] = {}
         self._patience = Patience(LEAST_WAIT, max(LEAST_WAIT, plan.deadlines.round / 8))
-        self._round_began = 0.0
-        self._heartbeat_due = 0.0
+        self._round_began = self._heartbeat_due = 0.0
         self._wake: float | None = None
         self._training = _Training(plan.window)
         self._loss: float | None = None
@@ -338,8 +339,7 @@ class GroupMachine:
         """Until when neighbors are waited for at a round's end."""
         self._hopeless_at: float | None = None
         """Since when this round's star has been without its centre, or with too few leaves."""
-        self._tries = 0
-        self._agreed = False
+        self._tries, self._agreed = 0, False
         self._sight: tuple[object, _Sight] | None = None
         """Of which fingerprint, round and group, and how these members seem."""
         self._is_noted = self._is_over_told = False
@@ -382,7 +382,12 @@ class GroupMachine:
     @property
     def model(self) -> Vector:
         """Base and update, float32 [parameters]."""
-        return self._base if self._update is None else self._base + self._update
+        base, update = self._base, self._update
+        if update is None:
+            return base
+        if self._sum is None or self._sum[0] is not base or self._sum[1] is not update:
+            self._sum = base, update, _read_only(base + update)
+        return self._sum[2]
 
     # Inputs
 
@@ -632,7 +637,7 @@ class GroupMachine:
         if session is None or session.is_trained or session.outcome is not None:
             self._update = vector - base
             return []
-        self._update = None
+        self._update = self._sum = None
         if base is not self._base:  # the steps began in an earlier round
             moved = self._base - base
             moved[self._plan.parameters - self._plan.fixed :] = 0.0
@@ -728,6 +733,8 @@ class GroupMachine:
         if number == "checkpoint":
             if kept.base is not None:
                 self._base = _read_only(kept.base)
+            if kept.update is not None:
+                self._update = _read_only(kept.update)
             if kept.results is not None and self._session is not None and self._session.is_released:
                 self._session.keep_results(kept.results)
             self._kept = True

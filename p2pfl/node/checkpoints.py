@@ -122,10 +122,11 @@ class Opened(NamedTuple):
 
 
 class Mapped(NamedTuple):
-    """What a checkpoint's file holds: the base, float32 [parameters], and the results' bytes, uint8."""
+    """What a checkpoint's file holds: base and update, float32 [parameters], and the results' bytes, uint8."""
 
     base: NDArray[np.float32]
     results: NDArray[np.uint8]
+    update: NDArray[np.float32] | None
 
 
 class Checkpoints:
@@ -631,7 +632,7 @@ def _parts(owner: Owner, checkpoint: Checkpoint, trainer: bytes | None, records:
 
 
 def _mapped(path: Path, checkpoint: Checkpoint) -> Mapped:
-    """Return base and results of the checkpoint in a file, read-only, without reading them."""
+    """Return base, results and update of the checkpoint in a file, read-only, without reading them."""
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<I", file.read(_PREFIX)[-4:])
@@ -642,7 +643,8 @@ def _mapped(path: Path, checkpoint: Checkpoint) -> Mapped:
     end = _PREFIX + length + base.nbytes
     begin = end + (0 if update is None else update.nbytes)
     results = whole[begin : begin + sum(result.nbytes for result in checkpoint.results)]
-    return Mapped(whole[_PREFIX + length : end].view("<f4"), results)
+    values = whole[_PREFIX + length : begin].view("<f4")
+    return Mapped(values[: base.size], results, None if update is None else values[base.size :])
 
 
 def _memory(vector: NDArray[np.float32]) -> memoryview:

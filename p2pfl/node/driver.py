@@ -77,13 +77,13 @@ class Hooks:
     Attributes:
         emit: writes an event to the trace.
         adopt: takes where the peer stands after a round, as `Adopt` says.
-        persist: keeps a record so that it survives a crash; returns a checkpoint's base and results as they are kept,
+        persist: keeps a record so that it survives a crash; returns a checkpoint's base, results and update as kept,
             or None. Called in a worker thread.
     """
 
     emit: Callable[[Event], None]
     adopt: Callable[[Round, Vector, bool], None]
-    persist: Callable[[Record], tuple[Vector, Bytes] | None]
+    persist: Callable[[Record], tuple[Vector, Bytes, Vector | None] | None]
 
 
 class Driver:

@@ -53,6 +53,12 @@ def held(*roots: object) -> int:
     return sum(memory.values())
 
 
+def on_disk(path: Path, content: bytes) -> np.memmap:
+    """Return an array that lies in a new file."""
+    path.write_bytes(content)
+    return np.memmap(path, np.uint8, "r")
+
+
 class Weighed(GroupPump):
     """Members whose store is a file; notes the most that the first one holds, with what its work takes meanwhile."""
 
@@ -72,13 +78,11 @@ class Weighed(GroupPump):
         self.nodes[0].records.clear()
         if not isinstance(record, Checkpoint):
             return Persisted(key)
-        files = []
-        for number, data in enumerate((record.base.tobytes(), b"".join(each.tobytes() for each in record.results))):
-            path = self.folder / f"{key.replace('/', '-')}-{record.round}-{number}-{id(record)}"
-            path.write_bytes(data or b" ")
-            files.append(path)
-        base = np.memmap(files[0], "<f4", "r")
-        return Persisted(key, base, np.memmap(files[1], np.uint8, "r") if record.results else None)
+        stem = self.folder / f"{key.replace('/', '-')}-{record.round}-{id(record)}"
+        results = b"".join(each.tobytes() for each in record.results)
+        base = on_disk(Path(f"{stem}-base"), record.base.tobytes()).view("<f4")
+        update = None if record.update is None else on_disk(Path(f"{stem}-update"), record.update.tobytes()).view("<f4")
+        return Persisted(key, base, on_disk(Path(f"{stem}-results"), results) if results else None, update)
 
     def feed(self, place: int, input: Input) -> list[Effect]:
         if place:
