@@ -11,9 +11,9 @@ Owns buffers, records and the time to rekey. Knows no handshake and no peer's ri
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import trio
 from libp2p.abc import IRawConnection
@@ -322,7 +322,7 @@ class Channel(BaseSession):
         if waiting.cancelled_caught:
             await self._break(f"{self._peer}: reads nothing", None)
 
-    async def read_record(self, place: Place = anywhere) -> memoryview:
+    def read_record(self, place: Place = anywhere) -> Coroutine[Any, Any, memoryview]:
         """Return the plaintext of the next record, after what `read` left over; good until the next call.
 
         Cancelling it loses nothing. `place` is asked once the record is there whole, and nothing else runs until it is
@@ -331,7 +331,10 @@ class Channel(BaseSession):
         Raises:
             ConnectionClosedError: the connection ended or broke, or a record did not open or should not have come.
         """
-        return memoryview(self.leftover()) if self._held else await self._open_next(place)
+        return self._open_next(place) if not self._held else self._hand_out()
+
+    async def _hand_out(self) -> memoryview:
+        return memoryview(self.leftover())
 
     async def read(self, n: int | None = None) -> bytes:
         """Return `n` bytes, as libp2p's own session does; without `n`, whatever comes. Cancelling it loses nothing.

@@ -4,8 +4,8 @@ Owns the writing half of a secured connection. Over a channel that has `write_ve
 a record of its own behind that of its header, so that neither end copies it; over any other it uses `write`.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Protocol
 
 import trio
 from libp2p.abc import ISecureConn
@@ -27,7 +27,7 @@ class RecordChannel(Protocol):
     async def write_vec(self, parts: Sequence[bytes | bytearray | memoryview]) -> None:
         """Send each of `parts` as a record; nobody's cancellation cuts it short, only `close` does."""
 
-    async def read_record(self, place: Callable[[int], memoryview | None]) -> memoryview:
+    def read_record(self, place: Callable[[int], memoryview | None]) -> Coroutine[Any, Any, memoryview]:
         """Return the next record, valid until the next call; raise at the end of the connection.
 
         `place` is told how long it is, just before it is opened, and may say where to put it.

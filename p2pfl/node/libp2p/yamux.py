@@ -204,10 +204,10 @@ class YamuxConnection(IMuxedConn):
             while True:
                 self._placed = False
                 piece = await self._receive()
-                self._pulse.hear(trio.current_time())
-                if self._placed:
+                if self._placed:  # its header was heard
                     self._on_placed(len(piece))
                 else:
+                    self._pulse.hear(trio.current_time())
                     await self._feed(memoryview(piece))
         except Violation as violation:
             logger.debug("%s broke the muxer's protocol: %s", self.peer_id, violation)
