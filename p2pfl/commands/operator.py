@@ -112,8 +112,14 @@ def doctor(
 
 
 @operator_app.command(epilog="Next: p2pfl evaluate, p2pfl predict and p2pfl export, with the folder of peer.toml.")
-def peer(config: ConfigFile = Path("peer.toml")) -> None:
-    """Run this member's peer until the federation's last round. Ctrl-C leaves at the end of a round."""
+def peer(
+    config: ConfigFile = Path("peer.toml"),
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show nothing beside the log: for service managers.")] = False,
+) -> None:
+    """Run this member's peer until the federation's last round.
+
+    Ctrl-C or SIGTERM leaves at the end of a round, a second one at once.
+    """
     from p2pfl.node.federation import open_home
     from p2pfl.node.live import LiveView, following
     from p2pfl.node.peer import Peer
@@ -121,6 +127,9 @@ def peer(config: ConfigFile = Path("peer.toml")) -> None:
 
     home = open_home(config)
     prepared = Peer.prepare(home)
+    if quiet:
+        prepared.run()
+        return
     charter = prepared.federation.charter
     console = Console(highlight=False)
     masked = charter.averaging.masks == "on"

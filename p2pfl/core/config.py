@@ -1,11 +1,60 @@
 """`peer.toml`: what one peer keeps for itself. Paths are relative to the file's folder."""
 
-from typing import Annotated, Any
+import ipaddress
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from p2pfl.core.charter import check_name
 from p2pfl.core.settings import Settings
+
+
+class LoggingConfig(Settings):
+    """What a peer writes for those who keep it running.
+
+    Attributes:
+        level: the least serious lines that are written; off: none beside the trace.
+        format: lines for people, or one JSON object a line.
+        file: relative to the folder of `peer.toml`; empty: stderr, which a service manager keeps.
+        file_bytes: after which a file is put aside and a new one begun.
+        files: that are kept beside it.
+        trace_bytes: the same for the trace, of which one is kept beside it. Measured: 500 bytes a round among eight
+            members, so the default holds the last 128,000 rounds at least.
+    """
+
+    level: Literal["off", "debug", "info", "warning", "error"] = "off"
+    format: Literal["text", "json"] = "text"
+    file: str = ""
+    file_bytes: Annotated[int, Field(ge=10_000)] = 10_000_000
+    files: Annotated[int, Field(ge=1, le=100)] = 5
+    trace_bytes: Annotated[int, Field(ge=10_000)] = 64_000_000
+
+
+class MetricsConfig(Settings):
+    """Where a peer answers those who watch it.
+
+    Attributes:
+        port: of the HTTP endpoint; 0: none.
+        address: that it binds.
+        exposed: allows addresses that others may reach. Nobody is asked who they are there.
+    """
+
+    port: Annotated[int, Field(ge=0, le=65535)] = 0
+    address: str = "127.0.0.1"
+    exposed: bool = False
+
+    @model_validator(mode="after")
+    def _check_address(self) -> "MetricsConfig":
+        try:
+            address = ipaddress.ip_address(self.address)
+        except ValueError as error:
+            raise ValueError(f"address: {self.address!r} is no IP address; write 127.0.0.1") from error
+        if not address.is_loopback and not self.exposed:
+            raise ValueError(
+                f"address: {self.address} is not a loopback address, and whoever reaches it may read the metrics; "
+                "write 127.0.0.1, or exposed = true if a firewall stands before it"
+            )
+        return self
 
 
 class PeerConfig(Settings):
@@ -27,7 +76,11 @@ class PeerConfig(Settings):
         seed: draws the order of the training examples.
         evaluate_every: rounds between evaluations on the held-out data.
         history_every: rounds between copies of the model in `history.f32`, for drawing the consensus distance; 0: none.
+        stop_seconds: for a round to end in once the peer was asked to stop; then it leaves in the middle of it. A
+            guess: the customary deadlines.round, and what leaving takes.
         data: handed to the task as it is.
+        logging: what it writes for operators.
+        metrics: where it answers monitoring.
     """
 
     name: str
@@ -42,6 +95,9 @@ class PeerConfig(Settings):
     seed: Annotated[int, Field(ge=0)] = 0
     evaluate_every: Annotated[int, Field(ge=1)] = 1
     history_every: Annotated[int, Field(ge=0)] = 0
+    stop_seconds: Annotated[float, Field(gt=0, le=86400)] = 75.0
     data: dict[str, Any] = Field(default_factory=dict)
+    logging: LoggingConfig = Field(default_factory=LoggingConfig)
+    metrics: MetricsConfig = Field(default_factory=MetricsConfig)
 
     _check_name = field_validator("name")(check_name)

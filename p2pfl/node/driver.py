@@ -79,11 +79,13 @@ class Hooks:
         adopt: takes where the peer stands after a round, as `Adopt` says.
         persist: keeps a record so that it survives a crash; returns a checkpoint's base, results and update as kept,
             or None. Called in a worker thread.
+        refused: counts what remotes did and was refused, by its reason; of such events the trace has only some.
     """
 
     emit: Callable[[Event], None]
     adopt: Callable[[Round, Vector, bool], None]
     persist: Callable[[Record], tuple[Vector, Bytes, Vector | None] | None]
+    refused: Callable[[str], None] = lambda _: None
 
 
 class Driver:
@@ -217,6 +219,8 @@ class Driver:
             case Persist(key, record):
                 self._start(self._persist, key, record)
             case Emit(event):
+                if isinstance(event, Refused):
+                    self._hooks.refused(event.reason)
                 self._hooks.emit(event)
             case Adopt(round, vector, mixed):
                 self._hooks.adopt(round, vector, mixed)
@@ -314,6 +318,7 @@ class Driver:
         self._links.ban(peer, error.reason)
 
     def _on_refused(self, who: str, reason: str) -> None:
+        self._hooks.refused(reason)
         if self._refusals.is_news(who, reason, trio.current_time()):
             self._hooks.emit(Refused(who, reason))
 

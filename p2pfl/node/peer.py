@@ -46,13 +46,17 @@ from p2pfl.node.federation import (
     open_federation,
     own_membership,
 )
+from p2pfl.node.health import Endpoint, listen
 from p2pfl.node.lan import meet_on_lan
 from p2pfl.node.libp2p.host import ChannelTerms, Libp2pTransport
+from p2pfl.node.logs import log_event, logging_to
 from p2pfl.node.memory import mapped, return_large_blocks
-from p2pfl.node.status import STATUS_FILE, StatusWriter
+from p2pfl.node.metrics import Metrics, Sources, pages
+from p2pfl.node.status import STATUS_FILE, StatusWriter, bytes_in, free_bytes
 from p2pfl.node.store import exclusive, read_text, write_atomic
 from p2pfl.node.tracefile import TRACE_FILE, TraceWriter
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 RING_BITS = 32
 """Words of masked sums."""
 
@@ -214,7 +218,12 @@ class Peer:
         torch.set_num_threads(1)
         return_large_blocks()
         run_path = self.home.run_path
-        with exclusive(run_path, "a peer runs in this folder already; stop it first"), ExitStack() as files:
+        with (
+            _signals_as_before(),
+            exclusive(run_path, "a peer runs in this folder already; stop it first"),
+            logging_to(self.home.config.logging, self.home.path),
+            ExitStack() as files,
+        ):
             self._verify_unfinished(run_path / FINISHED_FILE)
             trio.run(self._run, self._begin(run_path, files))
 
@@ -229,7 +238,7 @@ class Peer:
             rho=0.0 if budget is None else budget.rho,
         )
         files.callback(opened.checkpoints.close)
-        trace = TraceWriter(run_path / TRACE_FILE, lambda: (self.transport.bytes_in, self.transport.bytes_out))
+        trace = TraceWriter(run_path / TRACE_FILE, self._traffic, self.home.config.logging.trace_bytes)
         files.callback(trace.close)
         told = list(opened.notes)
         if opened.trainer is not None:
@@ -241,8 +250,39 @@ class Peer:
         history = files.enter_context(_history(run_path / HISTORY_FILE, every, model.nbytes, standing.round))
         keeper = ModelKeeper(model, standing.round, history, every)
         status = StatusWriter(run_path / STATUS_FILE)
-        machine = self.machine(initial, opened.resume)
-        return Life(opened.checkpoints, machine, keeper, opened.trainer, trace, status, standing.round, tuple(told))
+        return Life(
+            opened.checkpoints,
+            self.machine(initial, opened.resume),
+            keeper,
+            opened.trainer,
+            trace,
+            status,
+            self._metrics(status, opened.checkpoints),
+            standing.round,
+            tuple(told),
+        )
+
+    def _traffic(self) -> tuple[int, int]:
+        return self.transport.bytes_in, self.transport.bytes_out
+
+    def _metrics(self, status: StatusWriter, checkpoints: Checkpoints) -> Metrics:
+        charter, run = self.federation.charter, self.home.run_path
+        return Metrics(
+            Sources(
+                member=self.started.member,
+                release=RELEASE,
+                wire=WIRE_VERSION,
+                charter=self.started.charter,
+                others=tuple(name for name in charter.names() if name != self.started.member),
+                rounds=charter.rounds,
+                parameters=self.started.parameters,
+                progress=lambda: status.progress,
+                traffic=self._traffic,
+                disk=lambda: (free_bytes(run), bytes_in(run)),
+                budget=charter.budget,
+                rho=lambda: checkpoints.rho,
+            )
+        )
 
     def _verify_unfinished(self, path: Path) -> None:
         if path.exists() and read_text(path, "what this peer has finished").strip() == self.plan.charter.hex():
@@ -289,7 +329,8 @@ class Peer:
             keeper.adopt(round, self.trainer.model_after(vector, mixed))
 
         try:
-            return await self._drive(life.machine, worker, Hooks(emit, adopt, persist), life.status)
+            hooks = Hooks(emit, adopt, persist, life.metrics.refused)
+            return await self._drive(life.machine, worker, hooks, life)
         except Exception as error:
             with suppress(StoreFailed):  # told by the error itself
                 failed = PeerFinished("failed", keeper.rounds, agreed=False, reason=str(error))
@@ -299,7 +340,7 @@ class Peer:
     def _names(self) -> list[str]:
         return sorted(member.name for member in self.federation.charter.members)
 
-    async def _drive(self, machine: Machine, worker: LocalTraining, hooks: Hooks, status: StatusWriter) -> bool:
+    async def _drive(self, machine: Machine, worker: LocalTraining, hooks: Hooks, life: "Life") -> bool:
         """Run to the end; return whether the trainer is free, and not left behind in the middle of local steps."""
         addresses = self._known_addresses()
         plan = self.plan
@@ -307,12 +348,16 @@ class Peer:
         moved, now = self._record_of_move(), int(time.time())
         driver = Driver(machine, self.transport, addresses, self.plan.charter, worker, hooks, sought, moved, now)
         failed: Exception | None = None
+        watched = self.home.config.metrics
+        listeners = await listen(watched.address, watched.port) if watched.port else []
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_stop_on_signal, driver)
+            nursery.start_soon(_stop_on_signal, driver, self.home.config.stop_seconds)
+            if listeners:
+                nursery.start_soon(Endpoint(pages(life.metrics)).serve, listeners)
 
             def ready(bound: Sequence[str]) -> None:
-                status.listens(tuple(bound))
-                nursery.start_soon(status.keep)
+                life.status.listens(tuple(bound))
+                nursery.start_soon(life.status.keep)
                 self.transport.answer(PROTOCOL, Desk(self._facts, self._known_addresses(), self.transport.probe).hold)
                 nursery.start_soon(self.transport.keep_reachable, self.home.config.announce)
                 if self.home.config.mdns:
@@ -371,17 +416,20 @@ class Life:
     trainer: bytes | None
     trace: TraceWriter
     status: StatusWriter
+    metrics: Metrics
     round: Round
     told: tuple[str, ...]
 
     def tell(self, event: Event) -> None:
-        """Write what happened into the trace, and what it means into the status.
+        """Write what happened into the trace and the log, and what it means into status and metrics.
 
         Raises:
             StoreFailed: the trace cannot be written any more.
         """
         self.trace.write(event)
         self.status.note(event)
+        self.metrics.note(event, time.time())
+        log_event(event)
         if isinstance(event, PeerFinished):
             self.status.write()
 
@@ -429,7 +477,27 @@ def _history(path: Path, every: int, size: int, rounds: int) -> Iterator[BinaryI
         yield file
 
 
-async def _stop_on_signal(driver: Driver) -> None:
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
-        async for _ in signals:
+async def _stop_on_signal(driver: Driver, patience: float) -> None:
+    """Have the peer leave at its round's end; at once at a second signal, or when `patience` seconds are over."""
+    try:
+        with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
+            await anext(signals)
             driver.stop()
+            with trio.move_on_after(patience):
+                await anext(signals)
+            driver.stop()
+            await trio.sleep_forever()
+    finally:
+        # The model is saved next, which nobody shall interrupt.
+        for each in STOP_SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
+
+
+@contextmanager
+def _signals_as_before() -> Iterator[None]:
+    before = {each: signal.getsignal(each) for each in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)

@@ -145,6 +145,11 @@ class StatusWriter:
         self._progress = Progress(written_at=now(), started_at=now())
         self._is_news = True
 
+    @property
+    def progress(self) -> Progress:
+        """What the peer says of itself now."""
+        return self._progress
+
     def note(self, event: Event) -> None:
         """Take in what happened."""
         after = fold(self._progress, event)
@@ -311,7 +316,7 @@ def status_of(home: Home, free: Callable[[Path], int] = free_bytes) -> Status:
         rounds=None if charter is None else charter.rounds,
         peer=peer,
         model=_model_status(run / MODEL_FILE),
-        disk=DiskStatus(free(run), _bytes_in(run)),
+        disk=DiskStatus(free(run), bytes_in(run)),
     )
     return replace(found, next=next_step(found))
 
@@ -371,7 +376,7 @@ def _model_status(path: Path) -> ModelStatus | None:
     return ModelStatus(str(path), path.stat().st_size, int(rounds) if rounds.isdecimal() else None)
 
 
-def _bytes_in(run: Path) -> int:
+def bytes_in(run: Path) -> int:
     """Return the bytes of the run's files; it has no folders but that of its state."""
     files = [*run.glob("*"), *(run / STATE_FOLDER).glob("*")]
     total = 0

@@ -1,31 +1,47 @@
-"""Traces on disk: one writer, any number of readers that follow it."""
+"""Traces on disk: one writer, any number of readers that follow it.
+
+A trace is the file and, once that has grown to its bound, the one before it beside it.
+"""
 
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
+from p2pfl.core.config import LoggingConfig
 from p2pfl.core.errors import InvalidConfig, StoreFailed
 from p2pfl.core.trace import Entry, Event, decode_entry, encode_entry
 
 TRACE_FILE = "trace.jsonl"
+MOST_BYTES = LoggingConfig().trace_bytes
+
+
+def older_of(path: Path) -> Path:
+    """Return where a trace's file goes when it has grown to its bound."""
+    return path.with_name(f"{path.name}.1")
 
 
 class TraceWriter:
     """Appends events to a trace, each line in one write, so that a reader sees whole lines or none."""
 
-    def __init__(self, path: Path, traffic: Callable[[], tuple[int, int]]) -> None:
-        """Open the file; `traffic` tells the bytes (in, out) so far.
+    def __init__(self, path: Path, traffic: Callable[[], tuple[int, int]], most: int = MOST_BYTES) -> None:
+        """Open the file; `traffic` tells the bytes (in, out) so far, `most` is the file's bound in bytes.
 
         Raises:
             InvalidConfig: it cannot be opened.
         """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a", buffering=1, encoding="utf-8")
+            self._open(path)
         except OSError as error:
             raise InvalidConfig(f"{path}: the trace cannot be written: {error.strerror}") from error
         self._path = path
         self._traffic = traffic
+        self._most = most
+
+    def _open(self, path: Path) -> None:
+        self._file = path.open("a", buffering=1, encoding="utf-8")
+        self._size = path.stat().st_size
 
     def write(self, event: Event) -> None:
         """Append `event`.
@@ -34,12 +50,18 @@ class TraceWriter:
             StoreFailed: the file cannot be written any more.
         """
         bytes_in, bytes_out = self._traffic()
+        line = encode_entry(Entry(time.time(), bytes_in, bytes_out, event)) + "\n"
         try:
-            self._file.write(encode_entry(Entry(time.time(), bytes_in, bytes_out, event)) + "\n")
+            if self._size and self._size + len(line) > self._most:
+                self._file.close()
+                self._path.replace(older_of(self._path))
+                self._open(self._path)
+            self._file.write(line)
         except OSError as error:
             raise StoreFailed(
                 f"{self._path}: cannot be written: {error.strerror}; make room and start again"
             ) from error
+        self._size += len(line)  # of ASCII
 
     def close(self) -> None:
         """Close the file."""
@@ -56,7 +78,13 @@ class TraceReader:
 
     def __init__(self, path: Path, skip: bool = False) -> None:
         self._path = path
-        self._offset = path.stat().st_size if skip and path.exists() else 0
+        self._offset = 0
+        self._number: int | None = None
+        """The file's that was read last; it stays the same when the file is put aside."""
+        self._is_first = not skip
+        if skip and path.exists():
+            found = path.stat()
+            self._offset, self._number = found.st_size, found.st_ino
 
     def read_new(self) -> Iterator[Entry]:
         """Give the entries written since the last call; a line still being written waits for the next.
@@ -64,16 +92,34 @@ class TraceReader:
         Raises:
             Malformed: a line is something else; the next call goes on behind it.
         """
-        if not self._path.exists():
+        older, current = _number(older_of(self._path)), _number(self._path)
+        if self._is_first and older is not None:
+            self._number = older
+        self._is_first = False
+        if older is not None and older == self._number:
+            yield from self._read(older_of(self._path))  # what was written before it was put aside
+        if current is None:
             return
-        with self._path.open("rb") as file:
+        if current != self._number:
+            self._offset, self._number = 0, current
+        yield from self._read(self._path)
+
+    def _read(self, path: Path) -> Iterator[Entry]:
+        with path.open("rb") as file:
             file.seek(self._offset)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    return
-                self._offset += len(line)
-                # A byte that is not UTF-8 becomes one that JSON takes nowhere but in a string.
-                yield decode_entry(line.decode(errors="replace"))
+            yield from self._entries(file)
+
+    def _entries(self, file: BinaryIO) -> Iterator[Entry]:
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            self._offset += len(line)
+            # A byte that is not UTF-8 becomes one that JSON takes nowhere but in a string.
+            yield decode_entry(line.decode(errors="replace"))
+
+
+def _number(path: Path) -> int | None:
+    return path.stat().st_ino if path.exists() else None
 
 
 def read_trace(path: Path) -> list[Entry]:
@@ -83,6 +129,6 @@ def read_trace(path: Path) -> list[Entry]:
         InvalidConfig: there is none.
         Malformed: a line of it is something else.
     """
-    if not path.exists():
+    if not path.exists() and not older_of(path).exists():
         raise InvalidConfig(f"{path}: there is no trace; name the folder of a run")
     return list(TraceReader(path).read_new())

@@ -6,7 +6,7 @@ import pytest
 
 from p2pfl.core.errors import InvalidConfig, Malformed
 from p2pfl.core.trace import Entry, Note, PeerFinished, encode_entry
-from p2pfl.node.tracefile import TRACE_FILE, TraceReader, TraceWriter, read_trace
+from p2pfl.node.tracefile import TRACE_FILE, TraceReader, TraceWriter, older_of, read_trace
 
 
 def notes(entries: list[Entry]) -> list[str]:
@@ -79,3 +79,56 @@ def test_a_trace_that_is_not_there_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(InvalidConfig, match="the trace cannot be written"):
         TraceWriter(tmp_path / "file" / TRACE_FILE, lambda: (0, 0))
+
+
+def test_a_trace_stays_within_its_bound_and_a_follower_misses_nothing(tmp_path: Path) -> None:
+    path = tmp_path / TRACE_FILE
+    most = 2_000
+    follower, slow = TraceReader(path), TraceReader(path)
+    writer = TraceWriter(path, lambda: (0, 0), most)
+    seen, seen_slowly = [], []
+    for number in range(60):
+        writer.write(Note(f"number {number}"))
+        seen += notes(list(follower.read_new()))
+        if number % 7 == 0:
+            seen_slowly += notes(list(slow.read_new()))
+    writer.close()
+    seen_slowly += notes(list(slow.read_new()))
+    assert seen == seen_slowly == [f"number {number}" for number in range(60)]
+    kept = notes(read_trace(path))
+    assert kept == seen[-len(kept) :], "the latest, without a gap"
+    assert most < sum(file.stat().st_size for file in tmp_path.iterdir()) <= 2 * most
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_new_writer_counts_what_is_there_and_a_new_follower_skips_it(tmp_path: Path) -> None:
+    path = tmp_path / TRACE_FILE
+    for text in ("first", "second"):
+        skipping = TraceReader(path, skip=True)
+        writer = TraceWriter(path, lambda: (0, 0), 150)
+        writer.write(Note(text * 10))
+        writer.close()
+        assert notes(list(skipping.read_new())) == [text * 10]
+    assert notes(read_trace(path)) == ["first" * 10, "second" * 10]
+    assert older_of(path).exists()
+
+
+def test_a_crash_between_two_files_loses_nothing(tmp_path: Path) -> None:
+    path = tmp_path / TRACE_FILE
+    older_of(path).write_text(encode_entry(Entry(1.0, 0, 0, Note("kept"))) + "\n")
+    assert notes(read_trace(path)) == ["kept"]
+    writer = TraceWriter(path, lambda: (0, 0))
+    writer.write(Note("new"))
+    writer.close()
+    assert notes(read_trace(path)) == ["kept", "new"]
+
+
+def test_a_malformed_line_in_the_older_file_hides_nothing_behind_it(tmp_path: Path) -> None:
+    path = tmp_path / TRACE_FILE
+    lines = [encode_entry(Entry(1.0, 0, 0, Note(text))) + "\n" for text in ("older", "newer")]
+    older_of(path).write_text("hello\n" + lines[0])
+    path.write_text(lines[1])
+    reader = TraceReader(path)
+    with pytest.raises(Malformed):
+        list(reader.read_new())
+    assert notes(list(reader.read_new())) == ["older", "newer"]
