@@ -64,7 +64,7 @@ class PeerConfig(Settings):
         name: this member's name in the charter.
         charter: the charter's file.
         identity: the file of the private key.
-        passphrase_file: the file of the key's passphrase; if empty, the environment or the terminal is asked.
+        passphrase_file: the file of the key's passphrase; if empty, see `p2pfl.node.store.ask_passphrase`.
         run: the folder for this peer's trace and model.
         listen: multiaddresses to bind.
         announce: multiaddresses that others reach this peer at; `charter join` writes them into the draft. If they

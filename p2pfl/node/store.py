@@ -6,7 +6,7 @@ import getpass
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -25,6 +25,11 @@ from p2pfl.crypto.sm2 import PRIVATE_BYTES, Sm2SigningKey
 KEY_MODE, FOLDER_MODE = 0o600, 0o700
 LOCK_FILE = ".lock"
 PASSPHRASE_VARIABLE = "P2PFL_PASSPHRASE"  # noqa: S105 - the name of a variable
+PASSPHRASE_FILE_VARIABLE = "P2PFL_PASSPHRASE_FILE"  # noqa: S105 - likewise
+CREDENTIALS_VARIABLE, CREDENTIAL = "CREDENTIALS_DIRECTORY", "p2pfl-passphrase"
+"""Where systemd puts what a unit's LoadCredential names, and which of that is ours (systemd.exec(5))."""
+MOST_PASSPHRASE = 4096
+"""Bytes of a passphrase's file; more is another file."""
 
 
 def read_bytes(path: Path, what: str) -> bytes:
@@ -225,25 +230,46 @@ def _read_key(path: Path) -> bytes:
     return pem
 
 
-def ask_passphrase(file: Path | None, path: Path) -> bytes:
-    """Return the passphrase of the key `path`: from `file`, from the environment, or typed on the terminal.
+def ask_passphrase(file: Path | None, path: Path, environment: Mapping[str, str] = os.environ) -> bytes:
+    """Return the passphrase of the key `path`.
+
+    The first of these that is there counts: `file`, the file that P2PFL_PASSPHRASE_FILE names, P2PFL_PASSPHRASE,
+    systemd's credential `p2pfl-passphrase`, the terminal.
 
     Raises:
         InvalidConfig: it is in none of these places, or others may read the file.
     """
     if file is not None:
-        text = read_bytes(file, "the passphrase")
-        if file.stat().st_mode & 0o077:
-            raise InvalidConfig(f"{file}: others may read this passphrase; run `chmod 600 {file}`")
-        return text.rstrip(b"\r\n")
-    if PASSPHRASE_VARIABLE in os.environ:
-        return os.environ[PASSPHRASE_VARIABLE].encode()
+        return _read_passphrase(file, 0o077)
+    if named := environment.get(PASSPHRASE_FILE_VARIABLE):
+        return _read_passphrase(Path(named), 0o077)
+    if PASSPHRASE_VARIABLE in environment:
+        return environment[PASSPHRASE_VARIABLE].encode()
+    if (folder := environment.get(CREDENTIALS_VARIABLE)) and (credential := Path(folder) / CREDENTIAL).exists():
+        # Readable for the unit's user by an ACL, whose mask shows as the group's bits.
+        return _read_passphrase(credential, 0o007)
     if sys.stdin.isatty():
         return getpass.getpass(f"passphrase of {path}: ").encode()
     raise InvalidConfig(
-        f"{path}: the key is under a passphrase; name its file as passphrase_file in peer.toml, "
-        f"or set {PASSPHRASE_VARIABLE}, or run on a terminal"
+        f"{path}: the key is under a passphrase; name its file as passphrase_file in peer.toml or in "
+        f"{PASSPHRASE_FILE_VARIABLE}, or set {PASSPHRASE_VARIABLE}, or run on a terminal"
     )
+
+
+def _read_passphrase(file: Path, others: int) -> bytes:
+    """Read a passphrase's first and only line; `others` are the bits of the file's mode that must not be set."""
+    try:
+        with file.open("rb") as opened:
+            mode, text = os.fstat(opened.fileno()).st_mode, opened.read(MOST_PASSPHRASE + 1)
+    except OSError as error:
+        raise InvalidConfig(f"{file}: the passphrase cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise InvalidConfig(f"{str(file)!r}: the passphrase cannot be read: no path for a file") from error
+    if mode & others:
+        raise InvalidConfig(f"{file}: others may read this passphrase; run `chmod 600 {file}`")
+    if len(text) > MOST_PASSPHRASE:
+        raise InvalidConfig(f"{file}: of over {MOST_PASSPHRASE} bytes, which is no passphrase")
+    return text.rstrip(b"\r\n")
 
 
 def store_failed(path: Path, error: OSError) -> StoreFailed:

@@ -14,6 +14,10 @@ from p2pfl.core.errors import InvalidConfig
 from p2pfl.crypto.sm2 import Sm2SigningKey
 from p2pfl.node import store
 from p2pfl.node.store import (
+    CREDENTIAL,
+    CREDENTIALS_VARIABLE,
+    MOST_PASSPHRASE,
+    PASSPHRASE_FILE_VARIABLE,
     PASSPHRASE_VARIABLE,
     ask_passphrase,
     create_identity,
@@ -244,6 +248,50 @@ def test_a_passphrase_comes_from_its_file_or_the_environment(tmp_path: Path, mon
     monkeypatch.setattr(store.sys.stdin, "isatty", lambda: False, raising=False)
     with pytest.raises(InvalidConfig, match=r"passphrase_file in peer\.toml"):
         ask_passphrase(None, key)
+
+
+def secret(path: Path, text: str, mode: int = 0o600) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    path.chmod(mode)
+    return path
+
+
+def test_the_first_place_that_has_a_passphrase_counts(tmp_path: Path) -> None:
+    key = tmp_path / "identity.pem"
+    environment = {CREDENTIALS_VARIABLE: str(tmp_path / "credentials")}
+    secret(tmp_path / "credentials" / CREDENTIAL, "by systemd\n", 0o440)
+    assert ask_passphrase(None, key, environment) == b"by systemd"
+    environment[PASSPHRASE_VARIABLE] = "by value"
+    assert ask_passphrase(None, key, environment) == b"by value"
+    environment[PASSPHRASE_FILE_VARIABLE] = str(secret(tmp_path / "named", "by file\r\n", 0o400))
+    assert ask_passphrase(None, key, environment) == b"by file"
+    assert ask_passphrase(secret(tmp_path / "configured", "by peer.toml"), key, environment) == b"by peer.toml"
+
+
+@pytest.mark.parametrize(
+    ("variable", "name", "mode"),
+    [(PASSPHRASE_FILE_VARIABLE, "secret", 0o640), (CREDENTIALS_VARIABLE, CREDENTIAL, 0o444)],
+)
+def test_a_passphrase_that_others_may_read_is_refused_without_saying_it(
+    tmp_path: Path, variable: str, name: str, mode: int
+) -> None:
+    file = secret(tmp_path / name, "open sesame", mode)
+    environment = {variable: str(file if variable == PASSPHRASE_FILE_VARIABLE else tmp_path)}
+    with pytest.raises(InvalidConfig) as raised:
+        ask_passphrase(None, tmp_path / "identity.pem", environment)
+    assert str(raised.value) == f"{file}: others may read this passphrase; run `chmod 600 {file}`"
+
+
+@pytest.mark.parametrize(
+    ("named", "told"),
+    [("gone", "gone: the passphrase cannot be read: No such file"), ("a\0b", "no path for a file"), ("large", "over")],
+)
+def test_a_file_that_is_no_passphrase_is_told_in_one_line(tmp_path: Path, named: str, told: str) -> None:
+    secret(tmp_path / "large", "x" * (MOST_PASSPHRASE + 1))
+    with pytest.raises(InvalidConfig, match=told) as raised:
+        ask_passphrase(None, tmp_path / "key", {PASSPHRASE_FILE_VARIABLE: str(tmp_path / named)})
+    assert str(raised.value).isprintable()
 
 
 def test_an_sm2_key_is_kept_as_an_identity_is(tmp_path: Path, open_umask: None) -> None:
