@@ -60,6 +60,10 @@ class WrongCharter(RemoteError):
     """A message sent under another charter."""
 
 
+class WrongVersion(RemoteError):
+    """A peer that speaks no version of the messages that we do."""
+
+
 class NotAMember(RemoteError):
     """A connection from a peer that the charter does not list."""
 

@@ -5,6 +5,9 @@ are there when the header announces a payload. The header is a msgpack array: ve
 what the kind adds; of at most `MAX_HEADER_BYTES` if a payload follows, else of `MAX_MESSAGE_BYTES`. Everything is
 checked before anything is allocated. The channel below authenticates the bytes; the hash proves that what the
 receiver assembled is what the sender meant.
+
+Peers of several versions run beside each other: a `Hello`, whose bytes are the same in all versions, says which its
+sender speaks, and what follows on a link is of the highest that both do. Whoever adds a version keeps the one before.
 """
 
 import math
@@ -15,7 +18,7 @@ from typing import ClassVar
 import msgpack
 from blake3 import blake3
 
-from p2pfl.core.errors import Malformed, TooLarge
+from p2pfl.core.errors import Malformed, TooLarge, WrongVersion
 from p2pfl.core.ids import Round
 from p2pfl.core.ledger import SESSION_BYTES
 from p2pfl.core.statements import (
@@ -31,6 +34,7 @@ from p2pfl.core.statements import (
 )
 
 VERSION = 4
+MAX_VERSION = 2**16 - 1
 MAX_HEADER_BYTES = 200
 MAX_MESSAGE_BYTES = 40 * 1024
 """The proof of a released average in a group of 64 members under `gm`, whose signatures are 128 bytes, is 34 kB."""
@@ -50,12 +54,46 @@ MAX_PAYLOAD_BYTES = 2**36
 
 
 @dataclass(frozen=True, slots=True)
+class Versions:
+    """The versions of this protocol that a peer speaks: all from `lowest` to `highest`."""
+
+    lowest: int
+    highest: int
+
+    def __contains__(self, version: object) -> bool:
+        return isinstance(version, int) and self.lowest <= version <= self.highest
+
+    def __str__(self) -> str:
+        """Write them for people: 4, or 4 to 6."""
+        return f"{self.lowest}" if self.lowest == self.highest else f"{self.lowest} to {self.highest}"
+
+    def common(self, other: "Versions") -> int:
+        """Return the highest version of `other` that is among these, too.
+
+        Raises:
+            WrongVersion: there is none.
+        """
+        highest = min(self.highest, other.highest)
+        if highest < max(self.lowest, other.lowest):
+            older = "it" if other.highest < self.lowest else "this peer"
+            raise WrongVersion(f"speaks wire version {other}, this peer {self}: {older} needs a newer p2pfl")
+        return highest
+
+
+SPOKEN = Versions(VERSION, VERSION)
+
+
+@dataclass(frozen=True, slots=True)
 class Hello:
-    """The first message on a control lane: under which charter we are here."""
+    """The first message on a control lane: under which charter we are here, and in which versions we speak.
+
+    Its header begins with the lowest of them, and has one further field if there are more: the highest.
+    """
 
     kind: ClassVar[int] = 0
     charter: bytes
     round: Round
+    versions: Versions = SPOKEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,14 +242,18 @@ def digest(payload: bytes | bytearray | memoryview) -> bytes:
     return blake3(payload).digest()
 
 
-def encode_header(message: Message) -> bytes:
-    """Return the frame of `message` up to its payload."""
-    header: bytes = msgpack.packb([VERSION, message.kind, message.charter, message.round, *_fields(message)])
+def encode_header(message: Message, version: int = VERSION) -> bytes:
+    """Return the frame of `message` up to its payload, in a version that its receiver speaks."""
+    if isinstance(message, Hello):
+        version = message.versions.lowest
+    header: bytes = msgpack.packb([version, message.kind, message.charter, message.round, *_fields(message)])
     return len(header).to_bytes(LENGTH_BYTES, "big") + header
 
 
 def _fields(message: Message) -> list[object]:
     match message:
+        case Hello() if message.versions.highest != message.versions.lowest:
+            return [message.versions.highest]
         case Update():
             return [message.length, message.spread, message.complete, message.weight]
         case Told():
@@ -252,11 +294,15 @@ def header_length(prefix: bytes | bytearray | memoryview, most: int = MAX_MESSAG
     return length
 
 
-def decode_header(header: bytes | bytearray | memoryview) -> Message:
+def decode_header(header: bytes | bytearray | memoryview, versions: Versions = SPOKEN) -> Message:
     """Decode the header of a frame; a message has one header, other encodings of the same values are refused.
 
+    Args:
+        header: without its length.
+        versions: that this peer speaks. A `Hello` is read whatever its sender speaks.
+
     Raises:
-        Malformed: the bytes are not a header of this version of the protocol.
+        Malformed: the bytes are not a header of these versions of the protocol.
     """
     try:
         fields = msgpack.unpackb(header, use_list=True, max_array_len=MAX_STATEMENTS, max_map_len=0, max_ext_len=0)
@@ -264,21 +310,33 @@ def decode_header(header: bytes | bytearray | memoryview) -> Message:
         raise Malformed("a header that is not msgpack") from error
     if not isinstance(fields, list) or len(fields) < 4:
         raise Malformed("a header that is not a list of fields")
-    if fields[0] != VERSION or isinstance(fields[0], bool):
-        raise Malformed(f"wire version {ascii(fields[0])[:20]}; this peer speaks {VERSION}")
-    message = _message(fields[1], _charter(fields[2]), Round(integer("round", fields[3], MAX_ROUND)), fields[4:])
+    version, kind = fields[:2]
+    is_hello = kind == Hello.kind
+    if version not in (Versions(0, MAX_VERSION) if is_hello else versions) or isinstance(version, bool):
+        raise Malformed(f"wire version {ascii(version)[:20]}; this peer speaks {versions}")
+    charter, round = _charter(fields[2]), Round(integer("round", fields[3], MAX_ROUND))
+    rest = fields[4:]
+    message = Hello(charter, round, _versions(version, rest)) if is_hello else _message(kind, charter, round, rest)
     # Python takes True and 1.0 for 1, and msgpack writes a number in several lengths.
-    if encode_header(message)[LENGTH_BYTES:] != header:
+    if encode_header(message, version)[LENGTH_BYTES:] != header:
         raise Malformed("a header in another encoding than this version's")
     if payload_length(message) and len(header) > MAX_HEADER_BYTES:
         raise TooLarge(f"a header of {len(header)} bytes before a payload; at most {MAX_HEADER_BYTES} are allowed")
     return message
 
 
+def _versions(lowest: int, rest: list[object]) -> Versions:
+    """Read which versions the sender of a `Hello` speaks, from its header's first field and those behind the round."""
+    match rest:
+        case []:
+            return Versions(lowest, lowest)
+        case [highest]:
+            return Versions(lowest, max(lowest, integer("version", highest, MAX_VERSION)))
+    raise Malformed(f"a Hello with {len(rest)} further fields")
+
+
 def _message(kind: object, charter: bytes, round: Round, rest: list[object]) -> Message:
     match kind, rest:
-        case Hello.kind, []:
-            return Hello(charter, round)
         case Ping.kind, []:
             return Ping(charter, round)
         case Bye.kind, []:

@@ -17,7 +17,7 @@ import trio
 
 from p2pfl.core.errors import Malformed, P2pflError, RemoteError, StreamReset, TooLarge, TransportError
 from p2pfl.core.ids import PeerId, Seconds
-from p2pfl.core.wire import CHARTER_HASH_BYTES, MAX_ADDRESS_BYTES, MAX_ADDRESSES
+from p2pfl.core.wire import CHARTER_HASH_BYTES, MAX_ADDRESS_BYTES, MAX_ADDRESSES, MAX_VERSION, Versions
 from p2pfl.node.budget import Allowance
 from p2pfl.node.transport import Talk
 
@@ -78,14 +78,14 @@ class Facts:
 
     Attributes:
         release: its version of p2pfl.
-        wire: the version of its messages; see `p2pfl.core.wire`.
+        wire: the versions of its messages; see `p2pfl.core.wire`.
         clock: seconds since 1970.
         charter: the hash of its charter, 32 bytes.
         serves: whether a peer answers, or a doctor that waits.
     """
 
     release: str
-    wire: int
+    wire: Versions
     clock: float
     charter: bytes
     serves: Literal["peer", "doctor"]
@@ -262,7 +262,9 @@ def decode_question(frame: bytes, peer: PeerId) -> Question:
 
 def encode_facts(facts: Facts) -> bytes:
     """Return the answer to `About`."""
-    return _packed(About.kind, facts.release, facts.wire, facts.clock, facts.charter, facts.serves)
+    return _packed(
+        About.kind, facts.release, facts.wire.lowest, facts.wire.highest, facts.clock, facts.charter, facts.serves
+    )
 
 
 def decode_facts(frame: bytes, peer: PeerId) -> Facts:
@@ -272,14 +274,22 @@ def decode_facts(frame: bytes, peer: PeerId) -> Facts:
         Malformed: it is none.
     """
     match _fields(frame, peer)[1:]:
-        case [About.kind, str(release), int(wire), float(clock), bytes(charter), ("peer" | "doctor") as serves] if (
+        case [
+            About.kind,
+            str(release),
+            int(lowest),
+            int(highest),
+            float(clock),
+            bytes(charter),
+            ("peer" | "doctor") as serves,
+        ] if (
             0 < len(release) <= LONGEST_TEXT
             and release.isprintable()
-            and 0 <= wire < 2**16
+            and 0 <= lowest <= highest <= MAX_VERSION
             and 0 <= clock < 2**40  # neither of these for what is no number
             and len(charter) == CHARTER_HASH_BYTES
         ):
-            return Facts(release, wire, clock, charter, serves)
+            return Facts(release, Versions(lowest, highest), clock, charter, serves)
     raise Malformed("said of itself what cannot be", peer)
 
 

@@ -50,7 +50,7 @@ from p2pfl.core.machine import (
     WorkFailed,
 )
 from p2pfl.core.trace import Event, Refused
-from p2pfl.core.wire import Hello, Message, Ping, Whereabouts
+from p2pfl.core.wire import SPOKEN, Hello, Message, Ping, Versions, Whereabouts
 from p2pfl.node.discovery import Directory
 from p2pfl.node.links import Links
 from p2pfl.node.transport import Transport
@@ -101,6 +101,7 @@ class Driver:
         sought: to whom links are kept up from the start; None for all.
         moved: signs where this peer is, if not where the charter says; see `p2pfl.node.discovery.Directory`.
         sequence: of the first such record.
+        versions: of the messages that this peer speaks.
     """
 
     def __init__(
@@ -114,6 +115,7 @@ class Driver:
         sought: Collection[PeerId] | None = None,
         moved: Callable[[int], Whereabouts] | None = None,
         sequence: int = 1,
+        versions: Versions = SPOKEN,
     ) -> None:
         self._machine = machine
         self._transport = transport
@@ -122,7 +124,7 @@ class Driver:
         self._round = Round(0)
         directory = Directory(transport.identity, charter, addresses, moved, sequence)
         wanted = addresses.keys() if sought is None else sought
-        self._links = Links(transport, directory, lambda: Hello(charter, self._round), self, wanted)
+        self._links = Links(transport, directory, lambda: Hello(charter, self._round, versions), self, wanted, versions)
         self._refusals = Refusals()
         self._inputs: deque[Input] = deque()
         self._handling = False

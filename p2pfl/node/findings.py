@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from p2pfl.core.errors import P2pflError
-from p2pfl.core.wire import VERSION as WIRE_VERSION
+from p2pfl.core.wire import SPOKEN, Versions
 from p2pfl.node.consult import RELEASE
 from p2pfl.node.status import free_bytes
 
@@ -82,7 +82,7 @@ class Probe:
         free: bytes that are free where a path is.
         can_import: whether a module is installed.
         release: this version of p2pfl.
-        wire: the version of its messages.
+        wire: the versions of its messages.
     """
 
     now: Callable[[], float] = time.time
@@ -90,4 +90,4 @@ class Probe:
     free: Callable[[Path], int] = free_bytes
     can_import: Callable[[str], bool] = _is_installed
     release: str = RELEASE
-    wire: int = WIRE_VERSION
+    wire: Versions = SPOKEN

@@ -7,7 +7,10 @@ from p2pfl.core.wire import (
     DIGEST_BYTES,
     LENGTH_BYTES,
     MAX_MESSAGE_BYTES,
+    SPOKEN,
+    VERSION,
     Message,
+    Versions,
     decode_header,
     digest,
     encode_header,
@@ -22,22 +25,24 @@ WRITE_BYTES = 256 * 1024
 muxer."""
 
 
-async def write_message(lane: OutgoingLane, message: Message) -> None:
-    """Write a message without a payload.
+async def write_message(lane: OutgoingLane, message: Message, version: int = VERSION) -> None:
+    """Write a message without a payload, in a version that its receiver speaks.
 
     Raises:
         StreamReset: the lane is broken.
     """
-    await lane.write(encode_header(message))
+    await lane.write(encode_header(message, version))
 
 
-async def write_bulk(lane: OutgoingLane, message: Message, payload: memoryview, trailer: bytes) -> None:
-    """Write a message with its payload (bytes) and that payload's digest.
+async def write_bulk(
+    lane: OutgoingLane, message: Message, payload: memoryview, trailer: bytes, version: int = VERSION
+) -> None:
+    """Write a message with its payload (bytes) and that payload's digest, in a version that its receiver speaks.
 
     Raises:
         StreamReset: the lane is broken.
     """
-    header = encode_header(message)
+    header = encode_header(message, version)
     if len(payload) <= WRITE_BYTES:
         # One write, so one record of the channel where it fits: a small model pays for as few headers and tags as
         # possible.
@@ -49,9 +54,18 @@ async def write_bulk(lane: OutgoingLane, message: Message, payload: memoryview, 
 
 
 async def read_message(
-    lane: IncomingLane, most: int = MAX_MESSAGE_BYTES, allowance: Allowance | None = None
+    lane: IncomingLane,
+    most: int = MAX_MESSAGE_BYTES,
+    allowance: Allowance | None = None,
+    versions: Versions = SPOKEN,
 ) -> Message | None:
     """Read a header of at most `most` bytes, at its writer's cost; None when the lane has ended cleanly.
+
+    Args:
+        lane: where it comes.
+        most: bytes that it may have.
+        allowance: what the writer may cost.
+        versions: that this peer speaks.
 
     Raises:
         RemoteError: the bytes are no header.
@@ -64,7 +78,7 @@ async def read_message(
     await _fill(lane, memoryview(header))
     if allowance is not None:
         await allowance.spend(1 + len(header) / HEADER_BYTES)
-    return decode_header(header)
+    return decode_header(header, versions)
 
 
 async def read_payload(lane: IncomingLane, message: Message) -> bytearray:

@@ -20,8 +20,10 @@ from p2pfl.core.ids import PeerId, Seconds
 from p2pfl.core.wire import (
     MAX_HEADER_BYTES,
     MAX_MESSAGE_BYTES,
+    SPOKEN,
     Hello,
     Message,
+    Versions,
     Whereabouts,
     digest,
     payload_length,
@@ -70,10 +72,11 @@ class LinkEvents(Protocol):
 
 
 class _Link:
-    """One neighbor's lanes and queues."""
+    """One neighbor's lanes and queues, and the version of what is written to it."""
 
-    def __init__(self, peer: PeerId, sought: bool) -> None:
+    def __init__(self, peer: PeerId, sought: bool, version: int) -> None:
         self.peer = peer
+        self.version = version
         self.sought = sought
         self.called = trio.Event()
         self.incoming: dict[LaneKind, trio.CancelScope] = {}
@@ -106,6 +109,7 @@ class Links:
         hello: Callable[[], Hello],
         events: LinkEvents,
         sought: Collection[PeerId],
+        versions: Versions = SPOKEN,
     ) -> None:
         self._transport = transport
         self._directory = directory
@@ -114,7 +118,8 @@ class Links:
         self._leaving = False
         self._nursery: trio.Nursery | None = None
         self._credit = ReceiveCredit()
-        self._links = {peer: _Link(peer, peer in sought) for peer in directory.members}
+        self._versions = versions
+        self._links = {peer: _Link(peer, peer in sought, versions.lowest) for peer in directory.members}
         # Only spreads redials in time; nothing of the protocol depends on it.
         self._jitter = random.Random(transport.identity)  # noqa: S311
 
@@ -301,9 +306,9 @@ class Links:
             progress.deadline = trio.current_time() + send_seconds(message)
             try:
                 if payload is None:
-                    await write_message(lane, message)
+                    await write_message(lane, message, link.version)
                 else:
-                    await write_bulk(lane, message, payload, trailer)
+                    await write_bulk(lane, message, payload, trailer, link.version)
             finally:
                 link.writing -= 1
         progress.deadline = float("inf")
@@ -346,7 +351,10 @@ class Links:
         if kind is LaneKind.CONTROL and not await self._read_hello(link, lane):
             return
         most = MAX_HEADER_BYTES if kind is LaneKind.BULK else MAX_MESSAGE_BYTES
-        while not _is_banned(link) and (message := await read_message(lane, most, link.allowance)) is not None:
+        while not _is_banned(link):
+            message = await read_message(lane, most, link.allowance, self._versions)
+            if message is None:
+                break
             is_bulk = payload_length(message) > 0
             if is_bulk != (kind is LaneKind.BULK):
                 raise Malformed(f"sent a message on its {kind} lane that does not belong there", link.peer)
@@ -366,11 +374,12 @@ class Links:
     async def _read_hello(self, link: _Link, lane: IncomingLane) -> bool:
         """Read the first message of a control lane; False where the lane ended before, as after half a dial."""
         link.greeted = False
-        message = await read_message(lane)
+        message = await read_message(lane, versions=self._versions)
         if message is None:
             return False
         if not isinstance(message, Hello):
             raise Malformed("did not say Hello first", link.peer)
+        link.version = self._versions.common(message.versions)
         self._events.message(link.peer, message)
         if not _is_banned(link):
             link.greeted = True

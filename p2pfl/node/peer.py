@@ -18,8 +18,7 @@ from p2pfl.core.ids import PeerId, Round
 from p2pfl.core.ledger import Checkpoint, Record, Resume
 from p2pfl.core.machine import Machine, Trained, Vector
 from p2pfl.core.trace import Evaluated, Event, Note, PeerFinished, PeerStarted, Refused
-from p2pfl.core.wire import VERSION as WIRE_VERSION
-from p2pfl.core.wire import Whereabouts
+from p2pfl.core.wire import SPOKEN, VERSION, Whereabouts
 from p2pfl.crypto.identity import Signer
 from p2pfl.crypto.keyring import Keyring
 from p2pfl.crypto.suite import suite
@@ -271,7 +270,7 @@ class Peer:
             Sources(
                 member=self.started.member,
                 release=RELEASE,
-                wire=WIRE_VERSION,
+                wire=VERSION,
                 charter=self.started.charter,
                 others=tuple(name for name in charter.names() if name != self.started.member),
                 rounds=charter.rounds,
@@ -381,7 +380,7 @@ class Peer:
         }
 
     def _facts(self) -> Facts:
-        return Facts(RELEASE, WIRE_VERSION, time.time(), self.plan.charter, "peer")
+        return Facts(RELEASE, SPOKEN, time.time(), self.plan.charter, "peer")
 
     async def _meet_on_lan(
         self, members: Collection[PeerId], bound: Sequence[str], driver: Driver, hooks: Hooks

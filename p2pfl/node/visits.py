@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import trio
 
 from p2pfl.core.charter import Charter, Member
-from p2pfl.core.errors import RemoteError, TransportError, WrongCharter
+from p2pfl.core.errors import RemoteError, TransportError, WrongCharter, WrongVersion
 from p2pfl.core.ids import PeerId, Seconds
 from p2pfl.core.wire import MAX_ADDRESSES
 from p2pfl.crypto.identity import Identity
@@ -236,12 +236,14 @@ def _version_findings(charter: Charter, name: str, facts: Facts, probe: Probe) -
     else:
         found.append(Finding("charter", Level.OK, f"the same: {facts.charter.hex()[:16]}", member=name))
     release = printable(facts.release)
-    if facts.wire != probe.wire:
+    try:
+        common = probe.wire.common(facts.wire)
+    except WrongVersion:
         what = f"runs p2pfl {release}, whose messages are version {facts.wire}; here {probe.release} and {probe.wire}"
-        todo = f"{_older(facts.wire < probe.wire, name)} installs the version of the other"
+        todo = f"{_older(facts.wire.highest < probe.wire.lowest, name)} installs the version of the other"
         return [*found, Finding("versions", Level.FAIL, what, todo, name)]
     if release != probe.release:
-        what = f"runs p2pfl {release}, here {probe.release} runs; their messages are of one version"
+        what = f"runs p2pfl {release}, here {probe.release} runs; they talk in messages of version {common}"
         todo = f"{_older(_numbers(release) < _numbers(probe.release), name)} should install the version of the other"
         return [*found, Finding("versions", Level.WARN, what, todo, name)]
     return [*found, Finding("versions", Level.OK, f"runs p2pfl {release}, as here", member=name)]

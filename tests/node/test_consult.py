@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from p2pfl.core.errors import Malformed, RemoteError, StreamReset, TooLarge, TransportError, Unreachable
 from p2pfl.core.ids import PeerId, Seconds
+from p2pfl.core.wire import Versions
 from p2pfl.node import consult as module
 from p2pfl.node.consult import (
     MOST_ANSWER,
@@ -35,7 +36,7 @@ from tests.memory import MemoryLane
 from tests.trio_tools import trio_test
 
 ANT, BEE = PeerId("ant"), PeerId("bee")
-FACTS = Facts("0.1.0", 4, 1000.0, bytes(32), "peer")
+FACTS = Facts("0.1.0", Versions(4, 5), 1000.0, bytes(32), "peer")
 ADDRESS = "/ip4/192.0.2.1/tcp/4001"
 
 
@@ -197,7 +198,9 @@ async def test_an_answer_to_another_question_is_refused() -> None:
         {"release": ""},
         {"release": "x" * 201},
         {"release": "0.1\x1b"},
-        {"wire": -1},
+        {"wire": Versions(-1, 4)},
+        {"wire": Versions(5, 4)},
+        {"wire": Versions(4, 2**16)},
         {"clock": float("nan")},
         {"clock": -1.0},
         {"charter": b"short"},

@@ -20,6 +20,7 @@ from p2pfl.core.charter import Charter
 from p2pfl.core.config import PeerConfig
 from p2pfl.core.errors import NotAMember, Unreachable
 from p2pfl.core.ids import PeerId
+from p2pfl.core.wire import Versions
 from p2pfl.crypto.identity import sign_charter
 from p2pfl.learning.table_draft import draft_table
 from p2pfl.node.consult import PROTOCOL, Consultation, Desk, Facts, Reached
@@ -297,7 +298,7 @@ def test_a_member_with_an_old_version(banks: Banks) -> None:
     found = only_fault(banks.findings(bee=Stand(facts={"release": "0.0.9"})), "versions", Level.WARN, "bee")
     assert "runs p2pfl 0.0.9" in found.what
     assert found.todo.startswith("bee should install")
-    old = Stand(facts={"release": "0.0.1", "wire": 1})
+    old = Stand(facts={"release": "0.0.1", "wire": Versions(1, 2)})
     assert "messages are version 1" in only_fault(banks.findings(bee=old), "versions", Level.FAIL, "bee").what
 
 

@@ -11,9 +11,10 @@ from trio.testing import MockClock
 from p2pfl.core.errors import RemoteError
 from p2pfl.core.ids import PeerId, Round
 from p2pfl.core.trace import Note
-from p2pfl.core.wire import Hello, Message, Ping, Whereabouts
+from p2pfl.core.wire import SPOKEN, Hello, Message, Ping, Versions, Whereabouts, encode_header
 from p2pfl.gossip.mixing import consensus_distance
 from p2pfl.gossip.peer_machine import PeerMachine, Plan
+from p2pfl.node import framing
 from p2pfl.node.discovery import Directory, sign_whereabouts
 from p2pfl.node.driver import Driver, Hooks
 from p2pfl.node.launcher import free_ports
@@ -21,7 +22,7 @@ from p2pfl.node.libp2p.host import ChannelTerms, Libp2pTransport
 from p2pfl.node.links import LONGEST_PAUSE, PATIENCE, Links
 from p2pfl.node.transport import Transport
 from tests.memory import MemoryNetwork, MemoryTransport, run_trio
-from tests.node.test_driver import AddOneAnd, Running, nowhere
+from tests.node.test_driver import AddOne, AddOneAnd, Running, nowhere
 from tests.pump import identities
 
 CHARTER = bytes(range(32))
@@ -78,13 +79,19 @@ async def living(
     sought: Sequence[PeerId] | None = None,
     sign: Callable[[int], Whereabouts] | None = None,
     listen: Sequence[str] = ("memory",),
+    versions: Versions = SPOKEN,
 ) -> AsyncIterator[Watch]:
     """A peer's links at work; leaving it kills the peer."""
     watch = Watch()
     others = {peer: known for peer, known in addresses.items() if peer != transport.identity}
     directory = Directory(transport.identity, CHARTER, others, sign)
     watch.links = Links(
-        transport, directory, lambda: Hello(CHARTER, Round(0)), watch, others.keys() if sought is None else sought
+        transport,
+        directory,
+        lambda: Hello(CHARTER, Round(0), versions),
+        watch,
+        others.keys() if sought is None else sought,
+        versions,
     )
     async with transport.run(listen, watch.links.accept, lambda *_: None), trio.open_nursery() as nursery:
         nursery.start_soon(watch.links.maintain)
@@ -303,3 +310,96 @@ def test_over_real_sockets_too_a_peer_on_the_same_port_is_linked_within_seconds(
                 await watch.until(lambda: not watch.up)
 
     run_trio(run)
+
+
+def on_loopback() -> tuple[dict[PeerId, Sequence[str]], list[Libp2pTransport]]:
+    ports = free_ports(2)
+    addresses: dict[PeerId, Sequence[str]] = {
+        peer: (f"/ip4/127.0.0.1/tcp/{port}",) for peer, port in zip(PEERS[:2], ports, strict=True)
+    }
+    return addresses, [
+        Libp2pTransport(identity.seed(), PEERS[:2], ChannelTerms("aes", CHARTER)) for identity in IDENTITIES[:2]
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("newer", "older", "common"),
+    [(Versions(4, 5), Versions(4, 4), 4), (Versions(4, 5), Versions(3, 5), 5), (SPOKEN, SPOKEN, SPOKEN.highest)],
+    ids=str,
+)
+def test_real_peers_of_two_releases_talk_in_the_highest_version_in_common(
+    newer: Versions, older: Versions, common: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    addresses, transports = on_loopback()
+    sent: list[int] = []
+
+    def spy(message: Message, version: int = 0) -> bytes:
+        if isinstance(message, Ping):
+            sent.append(version)
+        return encode_header(message, version)
+
+    monkeypatch.setattr(framing, "encode_header", spy)
+
+    async def run() -> None:
+        one, two = PEERS[:2]
+        async with (
+            living(transports[0], addresses, listen=addresses[one], versions=newer) as left,
+            living(transports[1], addresses, listen=addresses[two], versions=older) as right,
+        ):
+            await left.until(lambda: left.up == {two})
+            await right.until(lambda: right.up == {one})
+            for watch, other in ((left, two), (right, one)):
+                watch.links.send(other, Ping(CHARTER, Round(7)))
+            for watch, other in ((left, two), (right, one)):
+                await watch.until(lambda watch=watch, other=other: (other, Ping(CHARTER, Round(7))) in watch.heard)
+            assert (left.faults, right.faults) == ([], [])
+
+    run_trio(run)
+    assert sent == [common, common]
+
+
+@pytest.mark.slow
+def test_real_peers_without_a_version_in_common_name_both_in_one_line_at_both_ends() -> None:
+    addresses, transports = on_loopback()
+
+    async def run() -> None:
+        one, two = PEERS[:2]
+        async with (
+            living(transports[0], addresses, listen=addresses[one], versions=Versions(5, 6)) as left,
+            living(transports[1], addresses, listen=addresses[two], versions=Versions(3, 4)) as right,
+        ):
+            await left.until(lambda: bool(left.faults))
+            await right.until(lambda: bool(right.faults))
+            assert left.faults[0] == (two, "speaks wire version 3 to 4, this peer 5 to 6: it needs a newer p2pfl")
+            assert right.faults[0] == (
+                one,
+                "speaks wire version 5 to 6, this peer 3 to 4: this peer needs a newer p2pfl",
+            )
+            assert not left.up
+            assert not right.up
+
+    run_trio(run)
+
+
+def test_rounds_go_on_while_one_peer_after_the_other_is_upgraded() -> None:
+    """One of three speaks a further version already: all rounds are everybody's."""
+    running = Running(n=3, size=8, rounds=5, topology="complete")
+    upgraded = running.charter.roster()[0]
+    plan = Plan.for_peer(running.charter, upgraded)
+    hooks = Hooks(
+        running.events[upgraded].append, lambda round, vector: running.adopted[upgraded].append(vector), nowhere
+    )
+    running.drivers[upgraded] = Driver(
+        PeerMachine(plan, running.initial[upgraded]),
+        MemoryTransport(running.network, upgraded),
+        dict.fromkeys(plan.weights, ("memory",)),
+        running.charter.hash(),
+        AddOne(),
+        hooks,
+        versions=Versions(SPOKEN.lowest, SPOKEN.highest + 1),
+    )
+    run_trio(running.run)
+    assert not running.errors
+    for peer in running.charter.roster():
+        assert all(record.absent == {} for record in running.rounds(peer))
