@@ -199,6 +199,9 @@ def render_config(config: PeerConfig) -> str:
         "evaluate_every": "rounds",
         "history_every": "rounds between copies of the model for plots; 0: none",
         "seed": "draws the order of the training examples",
+        "stop_seconds": "for a round to end in, once the peer was asked to stop",
+        "logging": "level is off, error, warning, info or debug; no file: stderr",
+        "metrics": "port 0: nothing listens",
     }
     for key, value in values.items():
         item = tomlkit.item(value)
