@@ -11,7 +11,7 @@ from p2pfl.core.ids import PeerId, Round
 from p2pfl.core.ledger import Record
 from p2pfl.core.machine import Trained, Vector
 from p2pfl.core.trace import Event, LinkChanged, PeerFinished, Refused, RoundEnded
-from p2pfl.core.wire import Hello, encode_header
+from p2pfl.core.wire import SPOKEN, Hello, Versions, encode_header
 from p2pfl.gossip.mixing import metropolis_hastings
 from p2pfl.gossip.peer_machine import PeerMachine, Plan
 from p2pfl.gossip.topology import overlay_of
@@ -48,7 +48,9 @@ class Running:
         self.initial = {peer: draw.standard_normal(size).astype(np.float32) for peer in self.charter.roster()}
         self.drivers = {peer: self.driver(peer, AddOne()) for peer in self.charter.roster()}
 
-    def driver(self, peer: PeerId, worker: object, charter: bytes | None = None) -> Driver:
+    def driver(
+        self, peer: PeerId, worker: object, charter: bytes | None = None, versions: Versions = SPOKEN
+    ) -> Driver:
         plan = Plan.for_peer(self.charter, peer)
         hooks = Hooks(self.events[peer].append, lambda _, vector, __: self.adopted[peer].append(vector), nowhere)
         return Driver(
@@ -58,6 +60,7 @@ class Running:
             charter or self.charter.hash(),
             worker,  # type: ignore[arg-type]
             hooks,
+            versions=versions,
         )
 
     async def run_one(self, peer: PeerId) -> None:
