@@ -48,9 +48,7 @@ class Running:
         self.initial = {peer: draw.standard_normal(size).astype(np.float32) for peer in self.charter.roster()}
         self.drivers = {peer: self.driver(peer, AddOne()) for peer in self.charter.roster()}
 
-    def driver(
-        self, peer: PeerId, worker: object, charter: bytes | None = None, versions: Versions = SPOKEN
-    ) -> Driver:
+    def driver(self, peer: PeerId, worker: object, charter: bytes | None = None, versions: Versions = SPOKEN) -> Driver:
         plan = Plan.for_peer(self.charter, peer)
         hooks = Hooks(self.events[peer].append, lambda _, vector, __: self.adopted[peer].append(vector), nowhere)
         return Driver(
