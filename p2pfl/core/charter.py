@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from p2pfl.core.canonical import canonical
 from p2pfl.core.ids import PeerId
-from p2pfl.core.privacy import Budget
+from p2pfl.core.privacy import Budget, ExampleBudget
 from p2pfl.core.settings import Settings
 
 Topology = Literal["groups", "exponential", "ring", "complete", "random-regular", "torus", "hypercube", "path", "edges"]
@@ -354,22 +354,55 @@ class SecurityTerms(Settings):
     channel: Literal["suite", "noise"] = "suite"
 
 
+class ExampleTerms(Settings):
+    """Noise in each local step's gradients, and how much all steps may tell of one example; see `p2pfl.core.privacy`.
+
+    Attributes:
+        noise: the standard deviation of the noise in a step's sum of gradients, as a multiple of `clip`.
+        clip: one example's gradient is scaled down to this L2 norm.
+        epsilon: the budget: training ends before the round that would exceed it.
+        delta: at this; 1e-5 is customary (Abadi et al. 2016, arXiv 1607.00133), and it should be well below one in the
+            number of examples.
+        samples_min: the fewest training examples that a member has. It stands here since the fewer there are, the more
+            often each is used; a peer with fewer does not start.
+    """
+
+    noise: Annotated[float, Field(ge=1e-2, le=1e3, allow_inf_nan=False)]
+    clip: Annotated[float, Field(ge=1e-9, le=1e9, allow_inf_nan=False)]
+    epsilon: Annotated[float, Field(gt=0, le=MOST_EPSILON, allow_inf_nan=False)]
+    delta: Annotated[float, Field(ge=1e-12, le=0.01, allow_inf_nan=False)] = 1e-5
+    samples_min: Annotated[int, Field(ge=1, le=2**53)]
+
+
 class PrivacyTerms(Settings):
     """Noise in released sums, and how much they may tell of one member's data in all; see `p2pfl.core.privacy`.
 
     Attributes:
         noise: the standard deviation of the noise that honest survivors add at least, as a multiple of
-            `training.clip_norm`. What is small enough depends on members and model: `p2pfl privacy` computes it.
+            `training.clip_norm`. What is small enough depends on members and model: `p2pfl privacy` computes it. None
+            where only examples are protected.
         epsilon: the budget: training ends before the round that would exceed it.
         delta: at this; 1e-5 is customary (Abadi et al. 2016, arXiv 1607.00133).
         survivors: fewest members in a sum, if more than averaging.colluders asks for: the more there are, the less
             each has to add. A round in which more drop out releases nothing.
+        examples: noise in each member's gradients, for single examples; None where only members are protected.
     """
 
-    noise: Annotated[float, Field(ge=1e-3, le=1e3, allow_inf_nan=False)]
-    epsilon: Annotated[float, Field(gt=0, le=MOST_EPSILON, allow_inf_nan=False)]
+    noise: Annotated[float, Field(ge=1e-3, le=1e3, allow_inf_nan=False)] | None = None
+    epsilon: Annotated[float, Field(gt=0, le=MOST_EPSILON, allow_inf_nan=False)] | None = None
     delta: Annotated[float, Field(ge=1e-12, le=0.01, allow_inf_nan=False)] = 1e-5
     survivors: Annotated[int, Field(ge=3, le=64)] | None = None
+    examples: ExampleTerms | None = None
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> "PrivacyTerms":
+        if (self.noise is None) != (self.epsilon is None):
+            raise ValueError("noise and epsilon come together; give both, or neither with a table examples")
+        if self.noise is None and self.survivors is not None:
+            raise ValueError("survivors means something only with noise; leave it out, or give noise and epsilon")
+        if self.noise is None and self.examples is None:
+            raise ValueError("neither noise and epsilon nor a table examples is there; give one, or remove privacy")
+        return self
 
 
 class Deadlines(Settings):
@@ -439,6 +472,27 @@ class Charter(Settings):
     def _noise_fits(self) -> "Charter":
         if self.privacy is None:
             return self
+        if self.training.algorithm != "d-psgd":
+            raise ValueError(
+                f"privacy with algorithm = {self.training.algorithm}: what it sends beside the model has no bound; set "
+                "algorithm to d-psgd"
+            )
+        if self.task.whole_rounds:
+            raise ValueError(
+                "privacy with task.table.scaling = session: means and deviations of columns have no bound that noise "
+                "could be measured by; set scaling to charter, and give them"
+            )
+        if self.privacy.noise is not None:
+            self._sums_fit()
+        for budget, where in ((self.budget, "privacy"), (self.example_budget, "privacy.examples")):
+            if budget is not None and self.training.rounds and not budget.rounds:
+                raise ValueError(
+                    f"{where}: an epsilon of {budget.epsilon:g} at a delta of {budget.delta:g} bears no round with "
+                    f"noise = {budget.noise:g}; raise noise or epsilon"
+                )
+        return self
+
+    def _sums_fit(self) -> None:
         if self.averaging.masks == "off":
             raise ValueError("privacy adds noise to masked sums, and masks are off; set masks = on, or remove privacy")
         if self.averaging.weights != "equal":
@@ -446,43 +500,40 @@ class Charter(Settings):
                 "privacy with weights = samples: each sum would tell the total of samples without noise; set weights "
                 "to equal"
             )
-        if self.training.algorithm != "d-psgd":
-            raise ValueError(
-                f"privacy with algorithm = {self.training.algorithm}: what it sends beside the model has no bound; set "
-                "algorithm to d-psgd"
-            )
         if not self.training.clip_norm:
             raise ValueError(
                 "privacy needs training.clip_norm, the largest L2 norm of a round's update: noise is a multiple of it"
             )
-        if self.task.whole_rounds:
-            raise ValueError(
-                "privacy with task.table.scaling = session: means and deviations of columns have no bound that noise "
-                "could be measured by; set scaling to charter, and give them"
-            )
-        if self.training.rounds and not self.rounds:
-            raise ValueError(
-                f"privacy: an epsilon of {self.privacy.epsilon:g} at a delta of {self.privacy.delta:g} bears no round "
-                f"with noise = {self.privacy.noise:g}; raise noise or epsilon"
-            )
-        return self
 
     @property
     def budget(self) -> Budget | None:
-        """What a member's data may give away; None without noise."""
+        """What a member's data may give away; None without noise in sums."""
         privacy = self.privacy
-        if privacy is None:
+        if privacy is None or privacy.noise is None or privacy.epsilon is None:
             return None
         return Budget(privacy.noise, privacy.epsilon, privacy.delta, self.model.parameters)
 
     @property
+    def example_budget(self) -> ExampleBudget | None:
+        """What one example may give away; None without noise in gradients."""
+        terms = None if self.privacy is None else self.privacy.examples
+        if terms is None:
+            return None
+        rate, steps = min(1.0, self.training.batch_size / terms.samples_min), self.training.local_steps
+        return ExampleBudget(terms.noise, terms.epsilon, terms.delta, rate, steps, self.model.parameters)
+
+    @property
     def rounds(self) -> int:
-        """In how many rounds members train: as many as the budget bears, if those are fewer than agreed on.
+        """In how many rounds members train: as many as the budgets bear, if those are fewer than agreed on.
 
         All members compute the same, and each uploads once in a round at most; so nobody has spent more by then.
         """
-        budget, agreed = self.budget, self.training.rounds
-        return agreed if budget is None or budget.bears(agreed) else budget.rounds
+        rounds, budget, examples = self.training.rounds, self.budget, self.example_budget
+        if budget is not None and not budget.bears(rounds):
+            rounds = budget.rounds
+        if examples is not None and not examples.bears(rounds * examples.steps):
+            rounds = examples.rounds
+        return rounds
 
     def terms(self) -> dict[str, Any]:
         """Return everything but signatures and salts, members in the order of their names, as plain values.

@@ -1,7 +1,7 @@
 """Noise from a keystream: discrete Gaussian integers of any deviation, with a bounded error.
 
 The discrete Gaussian of parameter s gives the integer x with a probability proportional to exp(-x^2 / (2 s^2))
-(Canonne, Kamath and Steinke 2020, arXiv 2004.00030, definition 1). It is drawn here from tables, not by rejection as
+(Canonne, Kamath and Steinke 2020, arXiv 2004.00010, definition 1). It is drawn here from tables, not by rejection as
 there (algorithm 3): a value takes 10 bytes of keystream for each table and no loop, so whole vectors are drawn at once.
 
 *One table*, for s up to `_MOST`: Walker's alias method with 2^k columns. Weights are integers of 576 bits, thresholds

@@ -121,7 +121,7 @@ def least_survivors(charter: Charter) -> int:
 def noise_of(charter: Charter) -> Noise | None:
     """Return the noise that each member adds; None if none does. Colluders know theirs, so it does not count."""
     privacy = charter.privacy
-    if privacy is None:
+    if privacy is None or privacy.noise is None:
         return None
     return Noise(charter.training.clip_norm, privacy.noise, least_survivors(charter) - charter.averaging.colluders)
 

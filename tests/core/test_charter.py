@@ -153,6 +153,57 @@ def test_noise_that_would_hide_nothing_is_refused_in_a_line(values: dict[str, An
     assert "\n" not in str(raised.value)
 
 
+def of_examples(**changes: Any) -> dict[str, Any]:
+    """Return a charter with noise for examples alone."""
+    values = charter_values()
+    values["privacy"] = {"examples": {"noise": 1.0, "clip": 1.0, "epsilon": 8.0, "samples_min": 1000, **changes}}
+    return values
+
+
+def test_noise_for_examples_goes_without_masks_and_beside_noise_in_sums() -> None:
+    alone, both = of_examples(), private()
+    both["privacy"]["examples"] = alone["privacy"]["examples"]
+    assert (read(alone).budget, read(private()).example_budget) == (None, None)
+    assert read(both).budget == read(private()).budget
+    assert read(both).example_budget == read(alone).example_budget
+    assert len({read(values).hash() for values in (alone, both, private(), of_examples(samples_min=999))}) == 4
+
+
+def test_training_ends_with_whichever_budget_comes_first() -> None:
+    values = of_examples(epsilon=3.0)
+    values["training"] |= {"rounds": 10_000, "local_steps": 3, "batch_size": 50}
+    charter = read(values)
+    budget = charter.example_budget
+    assert budget is not None
+    assert budget.rate == 0.05
+    assert charter.rounds == budget.rounds < 10_000
+    assert budget.bears(3 * charter.rounds)
+    assert not budget.bears(3 * (charter.rounds + 1))
+    both = private(training__rounds=10_000)
+    both["privacy"]["examples"] = values["privacy"]["examples"]
+    assert read(both).rounds == min(read(both).budget.rounds, read(both).example_budget.rounds)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (of_examples(noise=0.01), "privacy.examples: an epsilon of 8 .* bears no round with noise = 0.01"),
+        (of_examples(samples_min=0), "samples_min"),
+        (of_examples(clip=0.0), "clip"),
+        (of_examples() | {"privacy": {}}, "neither noise and epsilon nor a table examples"),
+        (of_examples() | {"privacy": {"noise": 1.0}}, "noise and epsilon come together"),
+        (of_examples() | {"privacy": {**of_examples()["privacy"], "survivors": 4}}, "survivors means something only"),
+        (private(training__algorithm="local-sgd"), "privacy with algorithm = local-sgd"),
+        (private(training__algorithm="diloco"), "privacy with algorithm = diloco"),
+        (of_examples() | {"training": {"algorithm": "fedprox"}}, "privacy with algorithm = fedprox"),
+    ],
+)
+def test_noise_for_examples_that_would_hide_nothing_is_refused_in_a_line(values: dict[str, Any], told: str) -> None:
+    with pytest.raises(InvalidConfig, match=told) as raised:
+        read(values)
+    assert "\n" not in str(raised.value)
+
+
 def test_training_ends_with_the_budget_if_that_comes_first() -> None:
     charter = read(private(training__rounds=1000))
     budget = charter.budget
