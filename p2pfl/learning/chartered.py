@@ -7,6 +7,7 @@ from p2pfl.core.errors import InvalidConfig
 from p2pfl.learning.algorithms import Algorithm, PartialSharing
 from p2pfl.learning.algorithms.made import make_algorithm
 from p2pfl.learning.peer_algorithm import AlgorithmTrainer
+from p2pfl.learning.private_trainer import Privately, PrivateTrainer
 from p2pfl.learning.task import Data, Task, blame, make_model
 from p2pfl.learning.trainer import Trainer
 
@@ -59,7 +60,14 @@ def verify_task(algorithm: Algorithm | None, task: Task) -> None:
             learning_rate(task)
 
 
-def make_trainer(task: Task, data: Data, training: TrainingTerms, averaging: AveragingTerms, seed: int) -> Trainer:
+def make_trainer(
+    task: Task,
+    data: Data,
+    training: TrainingTerms,
+    averaging: AveragingTerms,
+    seed: int,
+    privately: Privately | None = None,
+) -> Trainer:
     """Make the trainer of one peer.
 
     Args:
@@ -68,13 +76,26 @@ def make_trainer(task: Task, data: Data, training: TrainingTerms, averaging: Ave
         training: a charter's.
         averaging: the same charter's.
         seed: of the order of the examples.
+        privately: how noise hides single examples; None for exact steps.
 
     Raises:
-        InvalidConfig: the terms do not go with each other or the task.
+        InvalidConfig: the terms do not go with each other, the task or the data.
     """
     algorithm = algorithm_of(training, averaging)
     verify_task(algorithm, task)
     steps, clip = training.local_steps, training.clip_norm
+    if privately is not None:
+        if algorithm is not None:
+            raise InvalidConfig(f"privacy.examples: not with {algorithm.name}, only with d-psgd")
+        return PrivateTrainer(
+            task,
+            data,
+            privately=privately,
+            local_steps=steps,
+            batch_size=training.batch_size,
+            clip_norm=clip,
+            seed=seed,
+        )
     if algorithm is None:
         return Trainer(task, data, local_steps=steps, batch_size=training.batch_size, clip_norm=clip, seed=seed)
     return AlgorithmTrainer(

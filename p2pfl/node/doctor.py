@@ -6,11 +6,13 @@ the other members (`p2pfl.node.visits`) follow if there is a key and a charter o
 
 import errno
 import ipaddress
+import os
 import platform
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from p2pfl.core.errors import InvalidConfig, P2pflError
 from p2pfl.crypto.identity import Identity, charter_faults, member_faults
 from p2pfl.crypto.suite import SUITES, suite
 from p2pfl.gossip.grouping import weight_for
+from p2pfl.learning.private_trainer import Privately, PrivateTrainer
 from p2pfl.learning.table import check_table
 from p2pfl.learning.task import Data, Task, load_task, read_data
 from p2pfl.learning.trainer import Trainer
@@ -135,6 +138,8 @@ def _extras(home: Home, charter: Charter | None, probe: Probe) -> Iterator[Findi
     if charter is not None and SUITES[charter.security.suite].sm2_signatures:
         how = "pip install 'p2pfl-mesh[gm]'"
         needed |= dict.fromkeys(("fastecdsa", "gmssl_pyx"), (f"the suite {charter.security.suite}", how))
+    if charter is not None and charter.privacy is not None and charter.privacy.examples is not None:
+        needed["opacus"] = ("privacy.examples", "pip install 'p2pfl-mesh[opacus]'")
     files = [str(home.data[key]) for key in ("path", "test_path") if key in home.data]
     if any(Path(name).suffix.lower() == ".parquet" for name in files):
         needed["pyarrow"] = ("Parquet files", "pip install pyarrow")
@@ -353,15 +358,9 @@ def _schema_faults(home: Home, table: TableTerms) -> Iterator[Finding]:
 def _step(home: Home, charter: Charter, task: Task, data: Data, probe: Probe) -> Finding:
     terms = charter.training
     torch.set_num_threads(1)  # as a peer does
-    trainer = Trainer(
-        task,
-        data,
-        local_steps=1,
-        batch_size=terms.batch_size,
-        clip_norm=terms.clip_norm,
-        seed=home.config.seed,
-        clock=probe.stopwatch,
-    )
+    privately, clip, seed, clock = Privately.of(charter, os.urandom), terms.clip_norm, home.config.seed, probe.stopwatch
+    kind = Trainer if privately is None else partial(PrivateTrainer, privately=privately)
+    trainer = kind(task, data, local_steps=1, batch_size=terms.batch_size, clip_norm=clip, seed=seed, clock=clock)
     load_model(home.charter_path.parent / charter.model.file, trainer.model)
     trained = trainer.train(flatten(trainer.model), 0)
     if not trained.steps:  # round 0 only measured what all must agree on

@@ -26,6 +26,7 @@ from p2pfl.crypto.suite import SUITES
 from p2pfl.gossip.grouping import averaging_faults, privacy_faults, scaling_faults
 from p2pfl.gossip.topology import TOPOLOGIES, overlay_of
 from p2pfl.learning.chartered import algorithm_of, verify_task
+from p2pfl.learning.private_trainer import verify_model
 from p2pfl.learning.task import LoadedTask, load_task, make_model
 from p2pfl.learning.vector import assign, initial, layout, load_model, save_model
 from p2pfl.node.store import (
@@ -411,6 +412,8 @@ def terms_faults(path: Path, charter: Charter) -> list[str]:
     try:
         task = load_task(charter.task.source, path.parent, charter.task.sha256, charter.task.table)
         verify_task(algorithm_of(charter.training, charter.averaging), task.task)
+        if charter.privacy is not None and charter.privacy.examples is not None:
+            verify_model(make_model(task.task), charter.privacy.examples, charter.task.source)
     except InvalidConfig as error:
         faults.append(str(error))
     try:
