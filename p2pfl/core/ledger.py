@@ -1,7 +1,8 @@
 """What a peer must not forget: what it signed and sent, and where it stands. The machine says what, the store how.
 
 A peer uploads at most one vector for a round number and signs at most one set of survivors, over all its lives. So
-both are on the disk before the first byte, and before the signature, leaves.
+both are on the disk before the first byte, and before the signature, leaves. And what its steps may tell of an example
+is there before they are made.
 """
 
 from collections.abc import Sequence
@@ -26,6 +27,18 @@ class Uploading:
     round: Round
     session: bytes
     rho: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """From now on `steps` local steps of `round` may be in whatever this peer sends; see `ExampleBudget`.
+
+    On the disk before the first of them: whether they leave in this round, in a later one, or only as momentum, they
+    count. Those that a crash undoes count, too.
+    """
+
+    round: Round
+    steps: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +71,7 @@ class Checkpoint:
     mixed: bool = True
 
 
-Record = Uploading | Voted | Checkpoint
+Record = Uploading | Stepped | Voted | Checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +87,13 @@ class Resume:
     above: int
 
 
-def resume(checkpoint: Checkpoint, records: Sequence[Uploading | Voted]) -> Resume:
+def resume(checkpoint: Checkpoint, records: Sequence[Uploading | Stepped | Voted]) -> Resume:
     """Return what follows from the last good checkpoint and every durable record.
 
     An update that a record says was spent is gone: the sum it went into may have been released.
     """
-    above = max([checkpoint.round - 1, *(record.round for record in records)])
+    taken = [record.round for record in records if not isinstance(record, Stepped)]
+    above = max([checkpoint.round - 1, *taken])
     spent = any(isinstance(record, Uploading) and record.round >= checkpoint.round for record in records)
     kept = replace(checkpoint, update=None) if spent else checkpoint
     return Resume(kept, above)

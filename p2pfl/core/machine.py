@@ -89,12 +89,13 @@ class Trained:
     """The local steps of `round` are done; `vector` is fresh, and nobody else reads it any more.
 
     Attributes:
+        loss: told to the others, as a mean; None where noise is to hide what single examples give away.
         steps: how many were made; fewer than asked for where the time was up.
     """
 
     round: Round
     vector: Vector
-    loss: float
+    loss: float | None
     steps: int = 1
 
 

@@ -479,7 +479,7 @@ class PeerMachine:
             return [*self._enter(State.TRAINING), Train(self._round, self._vector, mixed=self._mixed)]
         return [*self._enter(State.SETTLING), *self._exchange(now)]
 
-    def _on_trained(self, round: Round, vector: Vector, loss: float, now: Seconds) -> list[Effect]:
+    def _on_trained(self, round: Round, vector: Vector, loss: float | None, now: Seconds) -> list[Effect]:
         if self._state is State.LEAVING:
             return []
         if self._state is not State.TRAINING or round != self._round or self._waiting or self._averaging:

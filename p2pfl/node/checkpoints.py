@@ -1,6 +1,6 @@
 """What a peer finds again when it starts: its ledger and its checkpoints, in a folder of its own.
 
-    state/ledger                every `Uploading` and `Voted`, appended one by one; and what those that are gone cost
+    state/ledger                every `Uploading`, `Stepped` and `Voted`, one by one; and what those that are gone cost
     state/round-12.checkpoint   base, update and trainer as they were before round 12; the last few are kept
 
 **Nothing acknowledged is lost**, and nothing damaged is taken for whole: `Checkpoints.persist` returns when the record
@@ -44,7 +44,7 @@ from numpy.typing import NDArray
 
 from p2pfl.core.errors import InvalidConfig, OutOfTurn, StoreFailed
 from p2pfl.core.ids import PeerId, Round
-from p2pfl.core.ledger import SESSION_BYTES, Checkpoint, Record, Resume, Uploading, Voted, resume
+from p2pfl.core.ledger import SESSION_BYTES, Checkpoint, Record, Resume, Stepped, Uploading, Voted, resume
 from p2pfl.node.store import make_folder, replace_durably, store_failed, write_all
 
 FORMAT = 2
@@ -65,7 +65,7 @@ SLICE = 1 << 20
 _NO_VALUES = (ArithmeticError, LookupError, RecursionError, TypeError, ValueError)
 """What reading values raises from JSON that holds others."""
 
-Told = Uploading | Voted
+Told = Uploading | Stepped | Voted
 
 
 class Unusable(Exception):
@@ -154,6 +154,7 @@ class Checkpoints:
         initial: NDArray[np.float32],
         keep: int = KEEP,
         rho: float = 0.0,
+        steps: int = 0,
     ) -> Opened:
         """Open a peer's state, or begin one in an empty folder, and hold it for this process alone.
 
@@ -165,6 +166,7 @@ class Checkpoints:
                 checkpoint.
             keep: how many checkpoints to keep, at least 1.
             rho: what an upload costs under this charter, in zCDP: so much counts for a record that is torn.
+            steps: with noise for examples, how many are in a round: so many count for it, too.
 
         Raises:
             InvalidConfig: another process uses the folder; or the ledger, or every checkpoint, is damaged, missing or
@@ -177,20 +179,27 @@ class Checkpoints:
         make_folder(folder)
         lock = _lock(folder)
         try:
-            return cls._open(folder, lock, owner, initial, keep, rho)
+            return cls._open(folder, lock, owner, initial, keep, Uploading(Round(0), bytes(SESSION_BYTES), rho), steps)
         except BaseException:
             os.close(lock)
             raise
 
     @classmethod
     def _open(
-        cls, folder: Path, lock: int, owner: Owner, initial: NDArray[np.float32], keep: int, rho: float
+        cls,
+        folder: Path,
+        lock: int,
+        owner: Owner,
+        initial: NDArray[np.float32],
+        keep: int,
+        lost: Uploading,
+        steps: int,
     ) -> Opened:
         told = _read_ledger(folder, owner)
         found = _find(folder, owner, initial.size, told)
         resumed, notes = None, list(found.notes)
         if told.torn:
-            told = _mended(told, found.checkpoint, rho)
+            told = _mended(told, found.checkpoint, lost, steps)
             notes.append(
                 f"{folder / LEDGER_FILE}: its last record was cut short; "
                 f"round {told.records[-1].round} counts as uploaded, as it may have been"
@@ -208,6 +217,11 @@ class Checkpoints:
     def rho(self) -> float:
         """What all uploads of all lives together may have told of this peer's data, in zCDP."""
         return self._ledger.told.rho
+
+    @property
+    def steps(self) -> int:
+        """How many local steps of all lives together may have told of this peer's examples."""
+        return self._ledger.told.steps
 
     @property
     def records(self) -> tuple[Told, ...]:
@@ -330,24 +344,35 @@ def _find(folder: Path, owner: Owner, parameters: int, told: "_Told") -> _Found:
     return _Found(None, None, [], [], [])
 
 
-def _mended(told: "_Told", checkpoint: Checkpoint | None, rho: float) -> "_Told":
-    """Return a torn ledger with an upload at its end, for the latest round that the lost record can have been of."""
+def _mended(told: "_Told", checkpoint: Checkpoint | None, lost: Uploading, steps: int) -> "_Told":
+    """Return a torn ledger with an upload at its end, for the latest round that the lost record can have been of.
+
+    And with so many steps, if there are any: the record may have been of either.
+    """
     uploads = [record.round + 1 for record in told.records if isinstance(record, Uploading)]
     latest = max([0 if checkpoint is None else checkpoint.round, told.newest, *uploads])
-    lost = Uploading(Round(latest), bytes(SESSION_BYTES), rho)
-    return replace(told, records=(*told.records, lost), torn=False)
+    stepped = (Stepped(Round(latest), steps),) if steps else ()
+    return replace(told, records=(*told.records, *stepped, replace(lost, round=Round(latest))), torn=False)
 
 
 # The ledger
 
 
-def spent_rho(folder: Path, charter: bytes, peer: PeerId) -> float:
-    """Return what a peer's uploads under a charter may have told of its data, in zCDP; also while it runs.
+class Spent(NamedTuple):
+    """What a peer's uploads may have told of its data, in zCDP; and how many local steps of its examples."""
+
+    rho: float
+    steps: int
+
+
+def read_spent(folder: Path, charter: bytes, peer: PeerId) -> Spent:
+    """Return what a peer has spent under a charter; also while it runs.
 
     Raises:
         InvalidConfig: its ledger is damaged, missing or another's.
     """
-    return _read_ledger(folder, Owner(charter.hex(), peer)).rho
+    told = _read_ledger(folder, Owner(charter.hex(), peer))
+    return Spent(told.rho, told.steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,6 +385,7 @@ class _Told:
         newest: the round of the newest checkpoint that it knows of; -1 for none.
         torn: whether the last write was cut short.
         pruned: what the pruned uploads cost, in zCDP.
+        pruned_steps: how many local steps the pruned records are of.
     """
 
     records: tuple[Told, ...] = ()
@@ -367,11 +393,17 @@ class _Told:
     newest: int = -1
     torn: bool = False
     pruned: float = 0.0
+    pruned_steps: int = 0
 
     @property
     def rho(self) -> float:
         """What all uploads together cost, in zCDP."""
         return math.fsum([self.pruned, *map(_cost, self.records)])
+
+    @property
+    def steps(self) -> int:
+        """How many local steps there were in all."""
+        return self.pruned_steps + sum(map(_steps, self.records))
 
     @property
     def total(self) -> int:
@@ -414,7 +446,7 @@ def parse_ledger(content: bytes, owner: Owner) -> _Told:
         _verify_format(head)
         owner.verify(Owner.of(head))
         before, newest, pruned = int(head["before"]), int(head["newest"]), float(head.get("rho", 0.0))
-        return _Told(tuple(map(_decode, bodies[1:])), before, newest, torn, pruned)
+        return _Told(tuple(map(_decode, bodies[1:])), before, newest, torn, pruned, int(head.get("steps", 0)))
     except _NO_VALUES as error:
         raise Unusable("has whole frames, which say what no ledger says") from error
 
@@ -458,6 +490,8 @@ def _frame(digest: bytes, body: bytes) -> tuple[bytes, bytes]:
 
 
 def _encode(record: Told) -> bytes:
+    if isinstance(record, Stepped):
+        return json.dumps(["stepped", record.round, record.steps]).encode()
     values: list[Any] = ["uploading", record.round, record.session.hex()]
     if isinstance(record, Voted):
         values = ["voted", *values[1:], list(record.survivors)]
@@ -468,6 +502,8 @@ def _encode(record: Told) -> bytes:
 
 def _decode(body: bytes) -> Told:
     kind, number, session, *further = json.loads(body)
+    if kind == "stepped" and not further:
+        return Stepped(Round(int(number)), int(session))
     if kind == "voted":
         (places,) = further
         return Voted(Round(int(number)), bytes.fromhex(session), tuple(map(int, places)))
@@ -480,12 +516,18 @@ def _cost(record: Told) -> float:
     return record.rho if isinstance(record, Uploading) else 0.0
 
 
+def _steps(record: Told) -> int:
+    return record.steps if isinstance(record, Stepped) else 0
+
+
 def render_ledger(owner: Owner, told: _Told) -> tuple[bytes, bytes]:
     """Return a ledger's bytes, and the SHA-256 of its last frame."""
     head = {"format": FORMAT, "charter": owner.charter, "peer": owner.peer}
     head |= {"before": told.before, "newest": told.newest}
     if told.pruned:
         head["rho"] = told.pruned
+    if told.pruned_steps:
+        head["steps"] = told.pruned_steps
     content, digest = LEDGER_MAGIC, hashlib.sha256(LEDGER_MAGIC).digest()
     for body in [json.dumps(head).encode(), *map(_encode, told.records)]:
         frame, digest = _frame(digest, body)
@@ -535,8 +577,13 @@ class _Ledger:
             for record in sorted(self.told.records, key=lambda record: record.round):
                 last[type(record)] = record
             kept = tuple(r for r in self.told.records if r.round >= oldest or r is last[type(r)])
-            pruned = math.fsum([self.told.pruned, *(_cost(r) for r in self.told.records if r not in kept)])
-            self._rewrite(_Told(kept, self.told.total - len(kept), max(newest, self.told.newest), pruned=pruned))
+            gone = [r for r in self.told.records if not any(r is each for each in kept)]
+            rho, steps = (
+                math.fsum([self.told.pruned, *map(_cost, gone)]),
+                self.told.pruned_steps + sum(map(_steps, gone)),
+            )
+            newest = max(newest, self.told.newest)
+            self._rewrite(_Told(kept, self.told.total - len(kept), newest, pruned=rho, pruned_steps=steps))
 
     def close(self) -> None:
         """Close the file."""

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,8 +16,9 @@ import trio
 from p2pfl.core.charter import Charter
 from p2pfl.core.errors import InvalidConfig, StoreFailed
 from p2pfl.core.ids import PeerId, Round
-from p2pfl.core.ledger import Checkpoint, Record, Resume
+from p2pfl.core.ledger import Checkpoint, Record, Resume, Stepped
 from p2pfl.core.machine import Machine, Trained, Vector
+from p2pfl.core.privacy import ExampleBudget
 from p2pfl.core.trace import Evaluated, Event, Note, PeerFinished, PeerStarted, Refused
 from p2pfl.core.wire import SPOKEN, VERSION, Whereabouts
 from p2pfl.crypto.identity import Signer
@@ -28,6 +30,7 @@ from p2pfl.gossip.peer_machine import PeerMachine, Plan
 from p2pfl.gossip.secure_sum import MaskTerms
 from p2pfl.gossip.star_machine import StarMachine
 from p2pfl.learning.chartered import make_trainer
+from p2pfl.learning.private_trainer import Privately
 from p2pfl.learning.task import make_model, read_data
 from p2pfl.learning.trainer import Trainer
 from p2pfl.learning.vector import assign, flatten, load_model, notes, save_model
@@ -56,6 +59,10 @@ from p2pfl.node.store import exclusive, read_text, write_atomic
 from p2pfl.node.tracefile import TRACE_FILE, TraceWriter
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SPENT = (
+    "the privacy budget for examples is spent, as rounds that a restart repeated count twice: this member makes no "
+    "further steps, and averages what the others learn"
+)
 RING_BITS = 32
 """Words of masked sums."""
 
@@ -67,22 +74,40 @@ class LocalTraining:
         trainer: makes the steps.
         evaluate_every: rounds between evaluations.
         state: the trainer's, after the last steps of the peer's former life.
+        pay: writes down what the steps of a round may tell of single examples, before they are made; says whether the
+            budget bears them. None where no noise hides examples, and there is no budget.
     """
 
-    def __init__(self, trainer: Trainer, evaluate_every: int, state: bytes | None = None) -> None:
+    def __init__(
+        self,
+        trainer: Trainer,
+        evaluate_every: int,
+        state: bytes | None = None,
+        pay: Callable[[Round], bool] | None = None,
+    ) -> None:
         self._states: tuple[tuple[int, bytes | None], ...] = ((-1, state),)
         self._trainer = trainer
         self._evaluate_every = evaluate_every
+        self._pay = pay
+        self._is_over_told = False
 
     def train(self, round: Round, vector: Vector, seconds: float, mixed: bool) -> tuple[Trained, Sequence[Event]]:
-        """See `p2pfl.node.driver.Worker`."""
-        events = []
+        """See `p2pfl.node.driver.Worker`.
+
+        With noise for examples nobody is told the loss: it has none. Nor is it kept, so that it cannot be told.
+        """
+        events: list[Event] = []
         if not round % self._evaluate_every:
             events.append(Evaluated(round, self._trainer.evaluate(self._trainer.model_after(vector, mixed))))
+        if self._pay is not None and not self._pay(round):
+            events += [] if self._is_over_told else [Note(SPENT)]
+            self._is_over_told = True
+            return Trained(round, vector.copy(), None, 0), events
         trained = self._trainer.train(vector, round, seconds, mixed)
         # In one assignment: another thread reads it.
         self._states = (*self._states[-1:], (round, self._trainer.state()))
-        return Trained(round, trained.vector, trained.loss, trained.steps), events
+        loss = trained.loss if self._pay is None else None
+        return Trained(round, trained.vector, loss, trained.steps), events
 
     def state_before(self, round: int) -> bytes | None:
         """Return the trainer's state as it was when `round` began, for a checkpoint that is written during it."""
@@ -170,7 +195,9 @@ class Peer:
         member = own_membership(home, charter, identity)
         task = federation.task.task
         data = read_data(task, home.data)
-        trainer = make_trainer(task, data, charter.training, charter.averaging, home.config.seed)
+        trainer = make_trainer(
+            task, data, charter.training, charter.averaging, home.config.seed, Privately.of(charter, os.urandom)
+        )
         weight = weight_for(charter.averaging, len(data.train))
         load_model(federation.model_path, trainer.model)
         initial = Once(trainer.begin(flatten(trainer.model)))
@@ -228,13 +255,15 @@ class Peer:
 
     def _begin(self, run_path: Path, files: ExitStack) -> "Life":
         """Return where this life begins, with its files open. Only its machine and its keeper hold vectors."""
-        initial, budget = mapped(self.initial.take(), run_path), self.federation.charter.budget
+        initial = mapped(self.initial.take(), run_path)
+        budget, examples = self.federation.charter.budget, self.federation.charter.example_budget
         opened = Checkpoints.open(
             run_path / STATE_FOLDER,
             self.plan.charter,
             PeerId(self.started.peer),
             initial,
             rho=0.0 if budget is None else budget.rho,
+            steps=0 if examples is None else examples.steps,
         )
         files.callback(opened.checkpoints.close)
         trace = TraceWriter(run_path / TRACE_FILE, self._traffic, self.home.config.logging.trace_bytes)
@@ -318,7 +347,9 @@ class Peer:
             else:
                 life.tell(event)
 
-        worker = LocalTraining(self.trainer, self.home.config.evaluate_every, life.trainer)
+        budget = self.federation.charter.example_budget
+        pay = None if budget is None else partial(_pay, budget, life.checkpoints)
+        worker = LocalTraining(self.trainer, self.home.config.evaluate_every, life.trainer, pay)
 
         def persist(record: Record) -> Mapped | None:
             state = worker.state_before(record.round) if isinstance(record, Checkpoint) else None
@@ -431,6 +462,18 @@ class Life:
         log_event(event)
         if isinstance(event, PeerFinished):
             self.status.write()
+
+
+def _pay(budget: ExampleBudget, checkpoints: Checkpoints, round: Round) -> bool:
+    """Write a round's steps into the ledger, if the budget bears them; called in a worker thread, before they are made.
+
+    Raises:
+        StoreFailed: see `Checkpoints.persist`.
+    """
+    if not budget.bears(checkpoints.steps + budget.steps):
+        return False
+    checkpoints.persist(Stepped(round, budget.steps))
+    return True
 
 
 def plan_of(charter: Charter, me: PeerId) -> Plan | GroupPlan:

@@ -11,7 +11,7 @@ from typing import Any
 
 from p2pfl.core.errors import BadSignature, P2pflError
 from p2pfl.core.ids import PeerId, Round
-from p2pfl.core.ledger import Checkpoint, Record, Uploading, Voted
+from p2pfl.core.ledger import Checkpoint, Record, Stepped, Uploading, Voted
 from p2pfl.core.machine import Machine, Payload, Vector
 from p2pfl.core.trace import Event
 from p2pfl.core.wire import MAX_WEIGHT, Message
@@ -60,7 +60,7 @@ class Disk:
 
     def __init__(self) -> None:
         self.checkpoint: Checkpoint | None = None
-        self.records: list[Uploading | Voted] = []
+        self.records: list[Uploading | Stepped | Voted] = []
 
     def write(self, record: Record) -> None:
         """Keep `record`; a checkpoint replaces the last, and the records of rounds before it."""

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from p2pfl.core.errors import InvalidConfig, OutOfTurn, StoreFailed
 from p2pfl.core.ids import PeerId, Round
-from p2pfl.core.ledger import Checkpoint, Resume, Uploading, Voted
+from p2pfl.core.ledger import Checkpoint, Resume, Stepped, Uploading, Voted
 from p2pfl.node import checkpoints as module
 from p2pfl.node.checkpoints import (
     LEDGER_FILE,
@@ -28,8 +28,8 @@ from p2pfl.node.checkpoints import (
     Unusable,
     parse_ledger,
     read_checkpoint,
+    read_spent,
     render_ledger,
-    spent_rho,
 )
 
 CHARTER, PEER = bytes(range(32)), PeerId("12D3KooWone")
@@ -711,7 +711,7 @@ def test_what_uploads_cost_is_never_forgotten_though_their_records_are(tmp_path:
     for number in range(30):
         store.persist(paid(number))
         assert store.rho == pytest.approx(0.1 * (number + 1)), "before anything leaves"
-        assert spent_rho(folder, CHARTER, PEER) == store.rho, "also for those who look on"
+        assert read_spent(folder, CHARTER, PEER).rho == store.rho, "also for those who look on"
         store.persist(checkpoint(number + 1))
     store.persist(uploading(30))
     assert len(store.records) < 5
@@ -734,6 +734,38 @@ def test_a_torn_record_counts_as_an_upload_that_was_paid_for(tmp_path: Path) -> 
         assert opened(torn, rho=0.1).checkpoints.rho == pytest.approx(0.2)
 
 
+def test_what_steps_tell_of_examples_is_never_forgotten(tmp_path: Path) -> None:
+    """Also where a round was repeated; and steps alone keep no peer from a round."""
+    folder = tmp_path / "state"
+    store = opened(folder, keep=1, steps=3).checkpoints
+    for number in range(30):
+        store.persist(Stepped(Round(number), 3))
+        store.persist(Stepped(Round(number), 3))
+        assert store.steps == 6 * (number + 1) == read_spent(folder, CHARTER, PEER).steps
+        store.persist(checkpoint(number + 1))
+    store.persist(Stepped(Round(30), 3))
+    assert len(store.records) < 5
+    store.close()
+    resumed, found = reopened(folder)
+    assert found.checkpoints.steps == 183
+    assert resumed.above == 29
+
+
+def test_a_torn_record_counts_as_steps_too(tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    store = opened(folder, rho=0.1, steps=2).checkpoints
+    store.persist(Stepped(Round(0), 2))
+    whole = (folder / LEDGER_FILE).stat().st_size
+    store.persist(paid(0))
+    store.close()
+    content = (folder / LEDGER_FILE).read_bytes()
+    torn = tmp_path / "torn"
+    torn.mkdir(mode=0o700)
+    (torn / LEDGER_FILE).write_bytes(content[: whole + 20])
+    found = opened(torn, rho=0.1, steps=2).checkpoints
+    assert (found.rho, found.steps) == (pytest.approx(0.1), 4), "it may have been of either"
+
+
 def test_a_ledger_without_noise_is_as_it_was(tmp_path: Path) -> None:
     live(tmp_path / "plain", range(5), keep=1)
     assert b"rho" not in (tmp_path / "plain" / LEDGER_FILE).read_bytes()
@@ -743,4 +775,4 @@ def test_a_ledger_without_noise_is_as_it_was(tmp_path: Path) -> None:
 def test_who_asks_what_is_spent_is_told_what_is_wrong_with_a_ledger(tmp_path: Path) -> None:
     live(tmp_path / "state", range(2))
     with pytest.raises(InvalidConfig, match="is of the charter"):
-        spent_rho(tmp_path / "state", bytes(32), PEER)
+        read_spent(tmp_path / "state", bytes(32), PEER)

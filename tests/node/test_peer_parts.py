@@ -1,20 +1,24 @@
 """What a peer puts together for its driver: the trainer's state of the right round, and its own address record."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from p2pfl.core.errors import InvalidConfig
-from p2pfl.core.ids import Round
+from p2pfl.core.errors import InvalidConfig, StoreFailed
+from p2pfl.core.ids import PeerId, Round
 from p2pfl.core.machine import Vector
+from p2pfl.core.privacy import ExampleBudget
+from p2pfl.core.trace import Event, Note
 from p2pfl.crypto.ring import WEIGHT_ONE
+from p2pfl.node.checkpoints import Checkpoints
 from p2pfl.node.discovery import verify_whereabouts
 from p2pfl.node.federation import Home
 from p2pfl.node.launcher import create_federation
-from p2pfl.node.peer import LocalTraining, Peer
+from p2pfl.node.peer import SPENT, LocalTraining, Peer, _pay
 from tests.node.homes import TASK, make_folders
 
 
@@ -75,3 +79,54 @@ def test_a_peer_counts_its_training_samples_and_does_not_start_with_too_many(tmp
     assert Peer.prepare(made[8]).weight == WEIGHT_ONE // 2
     with pytest.raises(InvalidConfig, match=r"^this peer trains on 4 samples, and .* is 3; agree on a charter"):
         Peer.prepare(made[3])
+
+
+# What steps tell of examples
+
+
+class Private(Counting):
+    """Notes how many steps are in the ledger whenever it makes some."""
+
+    def __init__(self, store: Checkpoints) -> None:
+        self.store = store
+        self.paid: list[int] = []
+
+    def train(self, vector: Vector, round: Round, seconds: float, mixed: bool) -> Any:
+        self.paid.append(self.store.steps)
+        return super().train(vector, round, seconds, mixed)
+
+
+def test_steps_are_paid_for_before_they_are_made_and_end_with_the_budget(tmp_path: Path) -> None:
+    budget = ExampleBudget(noise=1.0, epsilon=3.0, delta=1e-5, rate=0.01, steps=300, values=10)
+    most = budget.rounds
+    assert most > 2
+    paid: list[int] = []
+    notes: list[Event] = []
+    for life in range(2):  # the second repeats a round of the first, which counts twice
+        store = Checkpoints.open(tmp_path / "state", bytes(32), PeerId("one"), np.zeros(1, np.float32)).checkpoints
+        trainer = Private(store)
+        worker = LocalTraining(trainer, 10**9, None, partial(_pay, budget, store))  # type: ignore[arg-type]
+        for round in range(2 * life, 3 if not life else most + 4):
+            vector = np.full(1, round, np.float32)
+            trained, events = worker.train(Round(round), vector, 1.0, True)
+            assert trained.loss is None, "so that nobody can be told"
+            notes += [event for event in events if isinstance(event, Note)]
+            if not trained.steps:
+                np.testing.assert_array_equal(trained.vector, vector)
+                assert trained.vector is not vector
+        paid += trainer.paid
+        assert budget.bears(store.steps)
+        store.close()
+    assert paid == [300 * (number + 1) for number in range(most)]
+    assert [note.text for note in notes if isinstance(note, Note)] == [SPENT], "told once"
+
+
+def test_steps_that_cannot_be_written_down_are_not_made(tmp_path: Path) -> None:
+    budget = ExampleBudget(noise=1.0, epsilon=3.0, delta=1e-5, rate=0.01, steps=3, values=10)
+    store = Checkpoints.open(tmp_path / "state", bytes(32), PeerId("one"), np.zeros(1, np.float32)).checkpoints
+    trainer = Private(store)
+    worker = LocalTraining(trainer, 10**9, None, partial(_pay, budget, store))  # type: ignore[arg-type]
+    store.close()
+    with pytest.raises(StoreFailed):
+        worker.train(Round(0), np.zeros(1, np.float32), 1.0, True)
+    assert trainer.paid == []
