@@ -13,7 +13,7 @@ from rich.console import Console
 from p2pfl import __version__
 from p2pfl.commands.charter import charter_app
 from p2pfl.commands.operator import operator_app
-from p2pfl.commands.say import CharterFile, ConfigFile, say
+from p2pfl.commands.say import AsJson, CharterFile, ConfigFile, emit, say
 from p2pfl.core.errors import InvalidConfig, P2pflError
 
 HELP = """Peer-to-peer, decentralised federated learning: one model from data that never leaves its premises, no server.
@@ -109,25 +109,29 @@ def privacy(
         Path | None, typer.Argument(help="A charter or draft; without it this member's own, and what is spent.")
     ] = None,
     config: ConfigFile = Path("peer.toml"),
+    as_json: AsJson = False,
 ) -> None:
-    """Say what noise a charter adds, how many rounds its budget bears, and what this member has spent of it."""
-    from p2pfl.core.ids import PeerId
-    from p2pfl.node.checkpoints import spent_rho
-    from p2pfl.node.federation import STATE_FOLDER, load_charter, open_home
-    from p2pfl.simulation.privacy_text import NO_NOISE, describe_noise, describe_spent
+    """Say what noise a charter adds, how many rounds its budgets bear, and what this member has spent of them."""
+    from p2pfl.node.federation import load_charter, open_home
+    from p2pfl.node.spending import spendings
+    from p2pfl.node.status import shortest
+    from p2pfl.simulation.privacy_text import NO_NOISE, describe_noise, describe_spent, privacy_values
 
     home = open_home(config) if charter is None else None
-    known = load_charter(home.charter_path if home is not None else charter or Path())
+    path = home.charter_path if home is not None else charter or Path()
+    known = load_charter(path)
+    spent = None if home is None else spendings(home, known)
+    following = f"p2pfl charter sign {path}, if you agree" if home is None else f"p2pfl status {home.path}"
+    if as_json:
+        emit({"charter": str(shortest(path)), **privacy_values(known, spent), "next": following})
+        return
     if known.privacy is None:
         say(NO_NOISE)
         return
     for line in describe_noise(known):
         say(line)
-    member = None if home is None else known.member(home.config.name)
-    if home is not None and member is not None:
-        rho = spent_rho(home.run_path / STATE_FOLDER, known.hash(), PeerId(member.peer_id))
-        for line in describe_spent(known, rho):
-            say(line)
+    for line in () if spent is None else describe_spent(spent):
+        say(line)
 
 
 @app.command(epilog="Next: p2pfl evaluate and p2pfl export with its folder, or your own task: docs/own-task.md.")
@@ -163,6 +167,9 @@ def demo(
     epsilon: Annotated[
         float, typer.Option(help="Or: add as much as it takes that all rounds cost no more than this.")
     ] = 0.0,
+    example_noise: Annotated[
+        float, typer.Option(help="Add noise to each gradient, so that no example shows: in multiples of the clip, 1.")
+    ] = 0.0,
     chaos: Annotated[
         bool, typer.Option("--chaos", help="Kill, freeze and cut off peers meanwhile, and see them come back.")
     ] = False,
@@ -191,6 +198,7 @@ def demo(
             bits=bits,
             noise=noise,
             epsilon=epsilon,
+            example_noise=example_noise,
             chaos=chaos,
             data="" if data is None else str(data),
         )

@@ -21,11 +21,11 @@ from p2pfl.core.charter import Charter
 from p2pfl.core.config import PeerConfig
 from p2pfl.core.errors import InvalidConfig
 from p2pfl.core.ids import Round
-from p2pfl.core.ledger import Uploading
+from p2pfl.core.ledger import Stepped, Uploading
 from p2pfl.core.trace import PeerFinished
 from p2pfl.node.checkpoints import Checkpoints
 from p2pfl.node.federation import INITIAL_FILE, load_charter, open_home, save_charter
-from p2pfl.node.launcher import free_ports
+from p2pfl.node.launcher import create_federation, free_ports
 from p2pfl.node.peer import STATE_FOLDER
 from p2pfl.node.tracefile import TRACE_FILE, read_trace
 from tests.node.homes import NAMES, OWN_TASK, Folders, make_folders
@@ -489,6 +489,74 @@ def test_what_noise_costs_and_what_is_spent_of_it_is_told(p2pfl: Commands, own: 
     store.close()
     assert f"spent     epsilon {budget.spent(budget.rho):.4g} of 5 (rho 0.125), in 1 round\n" in told
     assert f"left      {charter.rounds - 1} rounds" in told
+
+
+def test_noise_of_both_kinds_is_told_to_programs_too(p2pfl: Commands, own: Folders) -> None:
+    values = own.charter().model_dump(exclude_none=True) | {"signatures": {}}
+    values["averaging"] |= {"topology": "groups", "masks": "on"}
+    values["training"] |= {"rounds": 10, "local_steps": 2, "batch_size": 4, "clip_norm": 1.0}
+    examples = {"noise": 3.0, "clip": 1.0, "epsilon": 6.0, "samples_min": 40}
+    values["privacy"] = {"noise": 5.0, "epsilon": 5.0, "examples": examples}
+    charter = Charter.model_validate(values)
+    save_charter(own.charter_path, charter)
+    own.sign()
+    home, sums, budget = own.homes["ant"], charter.budget, charter.example_budget
+    assert sums is not None
+    assert budget is not None
+
+    def told(*arguments: object) -> dict[str, Any]:
+        ended = p2pfl(*arguments, "--json")
+        assert ended.code == 0, ended.err
+        return dict(json.loads(ended.out))
+
+    drafted = told("privacy", own.charter_path)
+    assert list(drafted) == documented_keys()["privacy"], "docs/operator.md says so"
+    assert (drafted["spent"], drafted["examples"]["rate"], drafted["rounds"]) == (None, 0.1, charter.rounds)
+    state, peer = home.run_path / STATE_FOLDER, home.identity().peer_id
+    store = Checkpoints.open(state, charter.hash(), peer, np.zeros(8, np.float32)).checkpoints
+    store.persist(Stepped(Round(0), 2))
+    store.persist(Uploading(Round(0), bytes(32), sums.rho))
+    store.close()
+    spent = told("privacy", "--config", home.path)["spent"]
+    assert spent["example"] == {
+        "budget": 6.0, "delta": 1e-5, "epsilon": budget.spent(2), "steps": 2, "rounds_left": charter.rounds - 1,
+    }  # fmt: skip
+    assert (spent["member"]["epsilon"], spent["rho"]) == (sums.spent(sums.rho), sums.rho)
+    assert told("status", home.path)["privacy"] == spent
+    said = p2pfl.well("privacy", "--config", home.path)
+    assert f"spent     epsilon {budget.spent(2):.4g} of 6, of one example, in 2 local steps" in said
+    assert f"privacy   epsilon {budget.spent(2):.4g} of 6 spent, of one example" in p2pfl.well("status", home.path)
+
+
+def test_a_model_that_noise_cannot_train_is_refused_by_check_and_peer(
+    p2pfl: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "normed.py").write_text(NORMED)
+    terms = {"privacy": {"examples": {"noise": 3.0, "clip": 1.0, "epsilon": 60.0, "samples_min": 8}}}
+    pytest.importorskip("opacus", reason="noise for examples needs it: pip install 'p2pfl-mesh[opacus]'")
+    made = create_federation(tmp_path, "normed.py:Normed", terms, [{}, {}, {}, {}], seed=0)
+    told = "privacy.examples cannot train 0: BatchNorm cannot support training with differential privacy"
+    assert told in p2pfl("charter", "check", made.path / "charter.toml").out
+    assert told in p2pfl.fault("peer", "--config", made.homes[0].path)
+    assert told in p2pfl("doctor", made.homes[0].path).out
+    monkeypatch.setitem(sys.modules, "opacus.validators", None)
+    told = "privacy.examples needs Opacus, which is not installed; pip install 'p2pfl-mesh[opacus]'"
+    assert told in p2pfl("charter", "check", made.path / "charter.toml").out
+    assert told in p2pfl.fault("peer", "--config", made.homes[0].path)
+
+
+NORMED = """
+import torch
+from p2pfl.learning.task import Data, Examples, Task
+
+class Normed(Task):
+    def model(self):
+        return torch.nn.Sequential(torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 2))
+
+    def data(self, settings):
+        examples = Examples(torch.randn(8, 3), torch.zeros(8, dtype=torch.int64))
+        return Data(examples, examples)
+"""
 
 
 def test_a_charter_whose_groups_are_too_small_for_its_noise_is_not_in_force(p2pfl: Commands, own: Folders) -> None:

@@ -33,6 +33,7 @@ from p2pfl.core.trace import (
 )
 from p2pfl.crypto.identity import charter_faults, member_faults
 from p2pfl.node.federation import FINISHED_FILE, MODEL_FILE, STATE_FOLDER, Home, load_charter
+from p2pfl.node.spending import Spendings, spendings
 from p2pfl.node.store import is_held, read_bytes, write_quickly
 
 STATUS_FILE = "status.json"
@@ -252,6 +253,7 @@ class Status:
         rounds: of the charter.
         peer: what the peer said of itself last; None if it never did under this charter.
         model: None before there is one.
+        privacy: what is spent of the charter's privacy budgets; None where it has none, or the ledger cannot be read.
         next: the command that comes next, or what to wait for.
     """
 
@@ -266,6 +268,7 @@ class Status:
     peer: Progress | None
     model: ModelStatus | None
     disk: DiskStatus
+    privacy: Spendings | None = None
     next: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -301,6 +304,11 @@ def status_of(home: Home, free: Callable[[Path], int] = free_bytes) -> Status:
         peer = read_progress(run / STATUS_FILE)
     except InvalidConfig as error:
         fault = fault or str(error)
+    spent = None
+    try:
+        spent = None if charter is None else spendings(home, charter)
+    except InvalidConfig as error:
+        fault = fault or str(error)
     if peer is not None and peer.charter != digest:
         peer = None  # of another charter
     others = [] if charter is None else [other for other in charter.names() if other != name]
@@ -317,6 +325,7 @@ def status_of(home: Home, free: Callable[[Path], int] = free_bytes) -> Status:
         peer=peer,
         model=_model_status(run / MODEL_FILE),
         disk=DiskStatus(free(run), bytes_in(run)),
+        privacy=spent,
     )
     return replace(found, next=next_step(found))
 

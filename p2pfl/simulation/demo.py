@@ -23,11 +23,12 @@ import tomlkit
 from p2pfl import __version__
 from p2pfl.core.charter import MOST_EPSILON, AveragingTerms, TableTerms
 from p2pfl.core.errors import InvalidConfig, RoundFailed
-from p2pfl.core.privacy import epsilon_of, noise_for, rho_of
+from p2pfl.core.privacy import ExampleBudget, epsilon_of, noise_for, rho_of
 from p2pfl.core.trace import Entry
 from p2pfl.gossip.grouping import LEAST_MASKED, averaging_faults
 from p2pfl.gossip.topology import overlay
 from p2pfl.learning.credit import TABLE
+from p2pfl.learning.task import load_task, read_data
 from p2pfl.node.federation import CHARTER_FILE, load_charter
 from p2pfl.node.launcher import (
     PEERS_FOLDER,
@@ -49,6 +50,8 @@ POLL_SECONDS = 0.2
 CLIP_NORM = 0.5
 """Where there is noise. The median norm of an update of `digits` is 0.9 in its first rounds, 0.5 in the last; clipped
 to this, eight peers lose two points in 60 rounds without noise, and half of it costs fifteen."""
+EXAMPLE_CLIP = 1.0
+"""Of one example's gradient, where there is noise in gradients; a guess."""
 DELTA = 1e-5
 DEADLINES = {"start": 60.0, "round": 5.0}
 """In seconds. Nobody but a peer that hangs lets the second pass, and it does so once: then no round waits for it. Far
@@ -70,6 +73,7 @@ class DemoSettings:
         alpha: the Dirichlet concentration of the peers' shares of data; smaller is less alike.
         noise: in sums, as a multiple of the clip; 0 for none, or where epsilon is given, for what that takes.
         epsilon: the budget at a delta of 1e-5; 0 for what all rounds cost.
+        example_noise: in gradients, as a multiple of `EXAMPLE_CLIP`; 0 for none.
         chaos: whether peers are killed, frozen and cut off meanwhile.
         data: a file or folder that all peers read, and take shares of; empty: the task has its own.
     """
@@ -89,6 +93,7 @@ class DemoSettings:
     bits: int = 32
     noise: float = 0.0
     epsilon: float = 0.0
+    example_noise: float = 0.0
     chaos: bool = False
     data: str = ""
 
@@ -159,6 +164,10 @@ def _verify_data(settings: DemoSettings) -> None:
 def _verify_noise(settings: DemoSettings) -> None:
     if (settings.noise or settings.epsilon) and not settings.masks:
         raise InvalidConfig("--noise and --epsilon are for masked sums; leave --no-masks out")
+    if settings.example_noise < 0:
+        raise InvalidConfig(f"--example-noise is above 0, not {settings.example_noise:g}")
+    if settings.example_noise and settings.task == "tabular":
+        raise InvalidConfig("--example-noise: the demo's tables are scaled by all members' data; take another task")
     if settings.noise < 0 or not 0 <= settings.epsilon <= MOST_EPSILON:
         raise InvalidConfig(f"--noise is above 0, and --epsilon from 0 to {MOST_EPSILON:g}")
 
@@ -190,8 +199,8 @@ def _prepare(path: Path, settings: DemoSettings) -> LocalFederation:
         "security": {"suite": settings.suite},
         "deadlines": CHAOS_DEADLINES if settings.chaos else DEADLINES,
     }
-    terms |= _privacy(settings)
     table, data = _table_and_data(path, settings)
+    terms |= _privacy(settings, partial(_fewest_examples, source, path, data))
     addresses = gated_addresses(settings.peers) if settings.chaos else None
     # Drawn from the seed, so that equal seeds draw equal groups: here nobody distrusts anybody.
     salts = [hashlib.sha256(f"p2pfl/demo/{settings.seed}/{index}".encode()).digest() for index in range(settings.peers)]
@@ -216,11 +225,30 @@ def _table_and_data(path: Path, settings: DemoSettings) -> tuple[TableTerms | No
     return TABLE, [{"path": str(above / file.relative_to(path)), "test_path": test} for file in files.banks]
 
 
-def _privacy(settings: DemoSettings) -> dict[str, Any]:
-    """Return the charter's table of that name; none without noise.
+def _privacy(settings: DemoSettings, fewest: Callable[[], int]) -> dict[str, Any]:
+    """Return the charter's table of that name; none without noise. `fewest`: tells how few examples a peer has."""
+    terms = _noise_in_sums(settings)
+    if settings.example_noise:
+        terms["examples"] = _noise_in_gradients(settings, fewest())
+    return {"privacy": terms} if terms else {}
 
-    One member of a group may be absent, and the others' noise is sized for that.
-    """
+
+def _noise_in_gradients(settings: DemoSettings, fewest: int) -> dict[str, Any]:
+    rate, steps = min(1.0, settings.batch_size / fewest), settings.rounds * settings.local_steps
+    # The error of drawing noise is nothing, however many values the model has: one will do.
+    spent = ExampleBudget(settings.example_noise, MOST_EPSILON, DELTA, rate, settings.local_steps, 1).spent(steps)
+    epsilon = min(MOST_EPSILON, math.ceil(100 * spent + 1) / 100)
+    terms = {"noise": settings.example_noise, "clip": EXAMPLE_CLIP, "epsilon": epsilon, "delta": DELTA}
+    return terms | {"samples_min": fewest}
+
+
+def _fewest_examples(source: str, path: Path, data: Sequence[Mapping[str, Any]]) -> int:
+    task = load_task(source, path).task
+    return min(len(read_data(task, each).train) for each in data)
+
+
+def _noise_in_sums(settings: DemoSettings) -> dict[str, Any]:
+    """Return what noise in sums takes; one member of a group may be absent, and the others' is sized for that."""
     if not settings.noise and not settings.epsilon:
         return {}
     noise, epsilon = settings.noise, settings.epsilon
@@ -228,7 +256,7 @@ def _privacy(settings: DemoSettings) -> dict[str, Any]:
     epsilon = epsilon or min(MOST_EPSILON, math.ceil(100 * epsilon_of(settings.rounds * rho_of(noise), DELTA)) / 100)
     fewest = settings.peers // max(1, settings.peers // min(settings.group_size, settings.peers))
     survivors = {"survivors": fewest - 1} if settings.topology == "groups" and fewest > LEAST_MASKED else {}
-    return {"privacy": {"noise": noise, "epsilon": epsilon, "delta": DELTA, **survivors}}
+    return {"noise": noise, "epsilon": epsilon, "delta": DELTA, **survivors}
 
 
 def _averaging(settings: DemoSettings) -> dict[str, Any]:

@@ -2,18 +2,26 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
 
 from p2pfl.core.charter import Charter
 from p2pfl.core.errors import InvalidConfig
 from p2pfl.core.privacy import Budget, epsilon_of, noise_for
 from p2pfl.gossip.grouping import group_sizes, least_survivors, noise_of
 from p2pfl.gossip.topology import overlay_of
+from p2pfl.node.spending import Spendings
 
-NO_NOISE = "no [privacy]: sums are exact, and what many of them tell of one member is not bounded"
+NO_NOISE = "no [privacy]: sums are exact, and what many of them tell of one member or example is not bounded"
 
 
 def describe_noise(charter: Charter) -> Iterator[str]:
     """Give what the noise is, whom it protects against, what the budget bears and what it costs, line by line."""
+    yield from _describe_members(charter)
+    yield from _describe_examples(charter)
+
+
+def _describe_members(charter: Charter) -> Iterator[str]:
     noise, budget, agreed = noise_of(charter), charter.budget, charter.training.rounds
     if noise is None or budget is None:
         return
@@ -30,6 +38,28 @@ def describe_noise(charter: Charter) -> Iterator[str]:
     if not budget.bears(agreed):
         yield f"          training ends after them; for all {agreed}: {_enough(budget, agreed)}"
     yield from _price(charter)
+
+
+def _describe_examples(charter: Charter) -> Iterator[str]:
+    terms = None if charter.privacy is None else charter.privacy.examples
+    budget, training = charter.example_budget, charter.training
+    if terms is None or budget is None:
+        return
+    yield (
+        f"examples  each gradient is clipped to {terms.clip:g}; a step's sum gets noise of {terms.noise:g} times that"
+    )
+    yield (
+        f"sampling  each is in a step with a probability of at most {budget.rate:.3g}: {training.batch_size} of "
+        f"at least {terms.samples_min} that a member has, in the mean"
+    )
+    yield "against   everybody who sees anything that the member sends, masked or not"
+    yield (
+        f"budget    epsilon {budget.epsilon:g} at delta {budget.delta:g}, for one example: bears "
+        f"{_rounds(budget.rounds)} of {training.rounds}, of {budget.steps} steps each"
+    )
+    if not budget.bears(training.rounds * budget.steps):
+        epsilon = budget.spent(training.rounds * budget.steps)
+        yield f"          training ends after them; all {training.rounds} take epsilon = {epsilon:.4g}"
 
 
 def _rounds(count: int) -> str:
@@ -69,18 +99,52 @@ def _sizes(charter: Charter) -> tuple[int, int] | None:
     return 1 + min(degrees), 1 + max(degrees)
 
 
-def describe_spent(charter: Charter, rho: float) -> Iterator[str]:
-    """Give what a member's uploads have cost of its budget, and what is left, line by line.
+def describe_spent(spent: Spendings) -> Iterator[str]:
+    """Give what a member has spent of its budgets, and what is left, line by line."""
+    if (member := spent.member) is not None:
+        rounds = _rounds(member.steps)
+        yield f"spent     epsilon {member.epsilon:.4g} of {member.budget:g} (rho {spent.rho:.4g}), in {rounds}"
+        yield f"          {spent.any_member:.4g}, to tell any data of this member from any other"
+        yield f"left      {_rounds(member.rounds_left)}"
+    if (example := spent.example) is not None:
+        steps = f"{example.steps} local steps"
+        yield f"spent     epsilon {example.epsilon:.4g} of {example.budget:g}, of one example, in {steps}"
+        yield f"left      {_rounds(example.rounds_left)}"
 
-    Args:
-        charter: in force.
-        rho: of all of the member's uploads, in zCDP.
-    """
-    budget = charter.budget
-    if budget is None:
-        return
-    rounds = round(rho / budget.rho)
-    left = max(0, charter.rounds - rounds)
-    yield f"spent     epsilon {budget.spent(rho):.4g} of {budget.epsilon:g} (rho {rho:.4g}), in {_rounds(rounds)}"
-    yield f"          {budget.spent(rho, 4.0):.4g}, to tell any data of this member from any other"
-    yield f"left      {_rounds(left)}"
+
+def privacy_values(charter: Charter, spent: Spendings | None) -> dict[str, Any]:
+    """Return as plain values what `describe_noise` and `describe_spent` say."""
+    noise, budget, examples = noise_of(charter), charter.budget, charter.example_budget
+    terms = None if charter.privacy is None else charter.privacy.examples
+    of_members = of_examples = None
+    if noise is not None and budget is not None:
+        of_members = {
+            "noise": noise.multiplier,
+            "clip": noise.clip,
+            "deviation": noise.deviation,
+            "colluders": charter.averaging.colluders,
+            "survivors": least_survivors(charter),
+            "epsilon": budget.epsilon,
+            "delta": budget.delta,
+            "bears": budget.rounds,
+        }
+    if terms is not None and examples is not None:
+        of_examples = {
+            "noise": terms.noise,
+            "clip": terms.clip,
+            "rate": examples.rate,
+            "steps": examples.steps,
+            "epsilon": examples.epsilon,
+            "delta": examples.delta,
+            "bears": examples.rounds,
+        }
+    return {
+        "federation": charter.name,
+        "version": charter.version,
+        "hash": charter.hash().hex(),
+        "agreed": charter.training.rounds,
+        "rounds": charter.rounds,
+        "members": of_members,
+        "examples": of_examples,
+        "spent": None if spent is None else asdict(spent),
+    }

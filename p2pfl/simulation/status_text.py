@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from p2pfl.node.live import duration_text, printable, size_text
+from p2pfl.node.spending import Spending, Spendings
 from p2pfl.node.status import LastRound, Progress, Status
 
 
@@ -36,7 +37,16 @@ def describe_status(status: Status, now: float) -> Iterator[str]:
         yield f"model     {status.model.path}: {size_text(status.model.bytes)}{after}"
     else:
         yield "model     none yet: a peer writes it when it ends"
+    for what, spent in () if status.privacy is None else _budgets(status.privacy):
+        left = f"{spent.rounds_left} rounds left"
+        yield f"privacy   epsilon {spent.epsilon:.4g} of {spent.budget:g} spent, of {what}; {left}"
     yield f"disk      {size_text(status.disk.free_bytes)} free, {size_text(status.disk.run_bytes)} in the run's folder"
+
+
+def _budgets(privacy: Spendings) -> Iterator[tuple[str, Spending]]:
+    for what, spent in (("all data of this member", privacy.member), ("one example", privacy.example)):
+        if spent is not None:
+            yield what, spent
 
 
 def _describe_peer(status: Status, peer: Progress, now: float) -> Iterator[str]:

@@ -6,6 +6,8 @@ import pytest
 
 from p2pfl.core.charter import Charter, PrivacyTerms
 from p2pfl.core.privacy import noise_for
+from p2pfl.node.checkpoints import Spent
+from p2pfl.node.spending import spendings_of
 from p2pfl.simulation.charter_text import describe_charter
 from p2pfl.simulation.privacy_text import describe_noise, describe_spent
 from tests.pump import charter_for
@@ -40,7 +42,6 @@ def test_more_survivors_that_are_asked_for_have_less_to_add() -> None:
 
 def test_without_noise_nothing_is_said() -> None:
     assert list(describe_noise(charter_for(4, 10))) == []
-    assert list(describe_spent(charter_for(4, 10), 1.0)) == []
 
 
 @pytest.mark.parametrize("topology", ["groups", "torus"])
@@ -53,11 +54,11 @@ def test_what_is_spent_and_left_adds_up_to_what_the_budget_bears() -> None:
     charter = noisy()
     budget = charter.budget
     assert budget is not None
-    nothing, _, all_left = describe_spent(charter, 0.0)
+    nothing, _, all_left = describe_spent(spendings_of(charter, Spent(0.0, 0)))
     assert nothing == "spent     epsilon 0 of 8 (rho 0), in 0 rounds"
     assert all_left == "left      9 rounds"
-    spent, any_data, left = describe_spent(charter, 4 * budget.rho)
+    spent, any_data, left = describe_spent(spendings_of(charter, Spent(4 * budget.rho, 0)))
     assert spent.startswith(f"spent     epsilon {budget.spent(0.5):.4g} of 8 (rho 0.5), in 4 rounds")
     assert any_data.startswith(f"          {budget.spent(0.5, 4.0):.4g}, to tell any data")
     assert left == "left      5 rounds"
-    assert list(describe_spent(charter, 9 * budget.rho))[2] == "left      0 rounds"
+    assert list(describe_spent(spendings_of(charter, Spent(9 * budget.rho, 0))))[2] == "left      0 rounds"
