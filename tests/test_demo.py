@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,12 @@ from safetensors.torch import load_file
 
 from p2pfl.core.errors import InvalidConfig, Malformed
 from p2pfl.core.ids import PeerId
-from p2pfl.core.trace import Note, PeerFinished, RoundEnded
+from p2pfl.core.trace import Note, PeerFinished, PeerStarted, RoundEnded
 from p2pfl.gossip.mixing import consensus_distance
 from p2pfl.learning.evaluation import Evaluation
 from p2pfl.learning.task import load_task, make_model
 from p2pfl.learning.vector import flatten, load_model
-from p2pfl.node.checkpoints import spent_rho
+from p2pfl.node.checkpoints import Spent, read_spent
 from p2pfl.node.federation import load_charter
 from p2pfl.node.launcher import LocalFederation
 from p2pfl.node.tracefile import TRACE_FILE, read_trace
@@ -149,7 +150,7 @@ def test_noise_is_paid_for_in_every_peer_s_ledger_and_training_ends_with_the_bud
     assert 1 < charter.rounds == budget.rounds < 8
     for member in charter.members:
         state = run / "peers" / member.name / "state"
-        rho = spent_rho(state, charter.hash(), PeerId(member.peer_id))
+        rho = read_spent(state, charter.hash(), PeerId(member.peer_id)).rho
         assert rho == pytest.approx(budget.rounds * budget.rho, rel=1e-12)
         assert budget.spent(rho) <= 6
         events = [entry.event for entry in read_trace(run / "peers" / member.name / TRACE_FILE)]
@@ -160,9 +161,90 @@ def test_noise_is_paid_for_in_every_peer_s_ledger_and_training_ends_with_the_bud
     assert "without noise" in (run / "report.txt").read_text()
 
 
+def watch(condition: Callable[[], bool]) -> None:
+    """Look at files that another process writes until something is in them; the test's time limit ends it."""
+    while not condition():
+        time.sleep(0.005)
+
+
+def heard(run: Path, name: str) -> set[int]:
+    """Return the rounds whose average has something of a peer in it, as the others tell."""
+    others = [path.name for path in (run / "peers").iterdir() if path.name != name]
+    records = [record for other in others for record in rounds_of(run, other) if not record.settling]
+    return {record.round for record in records if name in record.heard}
+
+
+def spent_by(run: Path, name: str) -> Spent:
+    charter = load_charter(run / "charter.toml")
+    member = charter.member(name)
+    assert member is not None
+    return read_spent(run / "peers" / name / "state", charter.hash(), PeerId(member.peer_id))
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the peers' processes through /proc")
+@pytest.mark.parametrize("moment", ["between rounds", "in a round"])
+def test_no_kill_makes_a_ledger_show_less_than_what_left(
+    tmp_path: Path, start: Callable[..., Demo], moment: str
+) -> None:
+    """Both kinds of noise. What left is what the others averaged: they tell in their traces."""
+    pytest.importorskip("opacus", reason="noise for examples needs it: pip install 'p2pfl-mesh[opacus]'")
+    run, name = tmp_path / "run", "peer-1"
+    demo = start(run, "--peers", "4", "--rounds", "60", "--noise", "1", "--example-noise", "1")
+    demo.wait_for("round 6 ")
+    before = spent_by(run, name), len(rounds_of(run, name))
+    if moment == "in a round":
+        # Its upload is written down, and about to leave.
+        watch(lambda: spent_by(run, name).rho > before[0].rho)
+    else:
+        watch(lambda: len(rounds_of(run, name)) > before[1])
+    os.kill(pid_of(run, name), signal.SIGKILL)
+    at_kill = spent_by(run, name)
+    again = [sys.executable, "-m", "p2pfl.cli", "peer", "--config", str(run / "peers" / name)]
+    ended = subprocess.run(again, capture_output=True, text=True, timeout=250, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert demo.end() == 0
+    charter = load_charter(run / "charter.toml")
+    sums, examples = charter.budget, charter.example_budget
+    assert sums is not None
+    assert examples is not None
+    lives = [entry.event for entry in read_trace(run / "peers" / name / TRACE_FILE)]
+    second = [event.resumed_at for event in lives if isinstance(event, PeerStarted)][1]
+    left = heard(run, name)
+    first = {round for round in left if round < second}
+    assert len(first) > 1
+    assert len(left) > len(first), "it was back in time"
+    for known, rounds in ((at_kill, first), (spent_by(run, name), left)):
+        assert known.rho >= len(rounds) * sums.rho * (1 - 1e-12)
+        assert known.steps >= len(rounds) * examples.steps
+    assert sums.spent(spent_by(run, name).rho) <= sums.epsilon
+    assert examples.bears(spent_by(run, name).steps)
+
+
+def test_noise_in_gradients_is_paid_for_and_nobody_is_told_the_loss(tmp_path: Path, start: Callable[..., Demo]) -> None:
+    pytest.importorskip("opacus", reason="noise for examples needs it: pip install 'p2pfl-mesh[opacus]'")
+    run = tmp_path / "run"
+    assert start(run, "--peers", "4", "--rounds", "6", "--example-noise", "2", "--no-masks").end() == 0
+    charter = load_charter(run / "charter.toml")
+    budget = charter.example_budget
+    assert budget is not None
+    assert charter.rounds == 6
+    for name in charter.names():
+        assert spent_by(run, name) == Spent(0.0, 12)
+        assert {(record.loss, record.group_loss, record.group_steps) for record in rounds_of(run, name)} == {
+            (None,) * 3
+        }
+    assert budget.bears(12)
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
+        ({"example_noise": -1.0}, "--example-noise is above 0"),
+        (
+            {"example_noise": 1.0, "task": "tabular"},
+            "--example-noise: the demo's tables are scaled by all members' data",
+        ),
+        ({"example_noise": 0.01}, "bears no round"),
         ({"noise": 1.0, "masks": False}, "--noise and --epsilon are for masked sums"),
         ({"noise": -1.0}, "--noise is above 0"),
         ({"epsilon": 500.0}, "--epsilon from 0 to 128"),
