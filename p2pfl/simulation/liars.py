@@ -324,7 +324,7 @@ def _falsify(liar: LyingMachine, effects: list[Effect]) -> list[Effect]:
     def change(payload: Payload) -> Payload:
         wrong = payload.copy()
         if payload.dtype == np.uint8:
-            wrong[-1] += 1  # a word's highest byte: far from the sum, and nothing forbids it
+            wrong[-1:] += 1  # wraps; a word's highest byte: far from the sum, and nothing forbids it
         return wrong
 
     return _change_sums(liar, effects, change)

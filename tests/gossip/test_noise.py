@@ -18,6 +18,7 @@ from p2pfl.crypto.suite import suite
 from p2pfl.gossip.grouping import noise_of, privacy_faults
 from p2pfl.gossip.secure_sum import MaskTerms, Secrets, masked_chunk
 from p2pfl.gossip.session import Outcome
+from tests.gossip.test_audit import LIAR, LIES, Audited
 from tests.group_pump import GroupPump, Node
 from tests.pump import charter_for
 
@@ -200,3 +201,28 @@ def test_a_charter_whose_words_have_no_room_for_noise_is_refused(changes: dict[s
     faults = privacy_faults(made)
     assert len(faults) == bool(told)
     assert all(told in fault for fault in faults)
+
+
+# Lies
+
+
+class Lied(Audited):
+    privacy = PrivacyTerms(noise=NOISE, epsilon=50.0)
+
+
+@pytest.mark.parametrize("covers", [False, True])
+@pytest.mark.parametrize("how", LIES)
+def test_a_falsified_sum_with_noise_is_refuted_and_its_deputy_s_adopted(how: str, covers: bool) -> None:
+    pump = Lied(4, SIZE, rounds=1, lies={LIAR: LIES[how]})
+    pump.covers = covers
+    pump.finish_round()
+    honest = [place for place in range(4) if place != LIAR]
+    first = pump.nodes[honest[0]].adopted[Round(0)]
+    noise = noise_of(pump.charter)
+    assert noise is not None
+    for place in honest:
+        assert pump.notes(place), "noise hides no lie"
+        np.testing.assert_array_equal(pump.nodes[place].adopted[Round(0)], first)
+        assert [record.rho for record in uploads(pump.nodes[place])] == [noise.rho], "and nothing is uploaded again"
+    bound = 1.0 + 8 * noise.deviation / math.sqrt(4) * math.sqrt(SIZE)
+    assert float(np.linalg.norm(first - pump.initial)) < bound

@@ -5,16 +5,21 @@ A failure names its seed with the command that tells it: p2pfl replay --seed S -
 
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 
 from p2pfl import cli
 from p2pfl.core.errors import InvalidConfig
+from p2pfl.core.privacy import Noise
 from p2pfl.core.trace import Note, Refused, RoundEnded
 from p2pfl.gossip import chunks, secure_sum, session
+from p2pfl.gossip.secure_sum import MaskTerms
+from p2pfl.simulation import soak
 from p2pfl.simulation.absence import PEERS, absence_network, absences, story
 from p2pfl.simulation.faults import Crash
+from p2pfl.simulation.invariants import Check
 from p2pfl.simulation.matrix import (
     LIARS_OUTCOMES,
     STAGES,
@@ -242,6 +247,26 @@ def test_a_falsified_sum_is_found_out(members: int) -> None:
         told = f"that {network.peers[liar].name} signed was refuted"
         notes = [event.text for peer in network.peers for _, event in peer.events if isinstance(event, Note)]
         assert sum(told in note for note in notes) >= members - 1
+
+
+def test_a_falsified_sum_with_noise_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noise hides no lie: what is checked is what was contributed, noise and all."""
+    noise = Noise(clip=1.0, multiplier=2.0, honest=2)
+    monkeypatch.setattr(soak, "MaskTerms", partial(MaskTerms, noise=noise))
+    monkeypatch.setattr(soak, "AveragesComputed", lambda *_: Check())  # no average is that of the updates
+    for seed in range(3):
+        network, _ = matrix_network(Plan(seed, 4, 0, lie="falsify"))  # its judge knows exact averages alone
+        network.run(PATIENCE)
+        (liar,) = network.faults.liars
+        told = f"that {network.peers[liar].name} signed was refuted"
+        for peer in network.peers:
+            if peer.place == liar:
+                continue
+            events = [event for _, event in peer.events]
+            assert any(isinstance(event, Note) and told in event.text for event in events)
+            first = next(event for event in events if isinstance(event, RoundEnded))
+            assert (first.outcome, len(first.heard)) == ("full", 3), "the chunk's deputy replaces it"
+            assert peer.finished
 
 
 def test_a_forged_advert_costs_its_sender_its_links() -> None:
