@@ -8,7 +8,7 @@ privacy").
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from opacus.optimizers import DPOptimizer
@@ -77,10 +77,10 @@ class WholeOptimizer(DPOptimizer):
         for parameter, part in zip(self.params, noised.split([p.numel() for p in self.params]), strict=True):
             parameter.grad = part.view_as(parameter).to(parameter.dtype)
 
-    def take(self, grads: list[Tensor]) -> None:
-        """Take some examples of the minibatch: a gradient of each of them, [examples, ...], for each parameter."""
-        for parameter, grad in zip(self.params, grads, strict=True):
-            parameter.grad_sample = grad
+    def take(self, grads: Mapping[Tensor, Tensor]) -> None:
+        """Take some examples of the minibatch: a gradient of each of them, [examples, ...], by parameter."""
+        for parameter in self.params:
+            parameter.grad_sample = grads[parameter]
         self.signal_skip_step(True)
         self.step()
 

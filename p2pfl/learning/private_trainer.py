@@ -143,8 +143,8 @@ class PrivateTrainer(Trainer):
             steps += 1
         return float(torch.cat(losses).mean()) if losses else _NO_LOSS, steps
 
-    def _gradients(self, number: int, chosen: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Return each example's gradient, [examples, ...] for each parameter that is trained, and loss, [examples]."""
+    def _gradients(self, number: int, chosen: Tensor) -> tuple[dict[Tensor, Tensor], Tensor]:
+        """Return each example's gradient, [examples, ...] by parameter that is trained, and loss, [examples]."""
         model, task, examples = self._model, self._task, self._data.train
         trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
         held = {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
@@ -163,7 +163,8 @@ class PrivateTrainer(Trainer):
                     f"training diverged in round {number}: the {what} of an example is not finite; lower the learning "
                     "rate in the task's optimizer, or bring its inputs to a smaller scale"
                 )
-        return [grads[name] for name in trained], losses
+        parameters = dict(model.named_parameters())
+        return {parameters[name]: grad for name, grad in grads.items()}, losses
 
 
 def verify_model(model: nn.Module, terms: ExampleTerms, task: str) -> None:

@@ -89,6 +89,17 @@ def test_a_step_is_the_mean_of_clipped_gradients(clip: float) -> None:
     assert float((step_of(one, start) - expected).abs().max()) < 6 * noise + 1e-5
 
 
+def test_gradients_reach_their_own_parameters_in_whatever_order_the_optimizer_has_them() -> None:
+    class Reversed(Linear):
+        def optimizer(self, parameters: object) -> torch.optim.Optimizer:
+            return torch.optim.SGD(reversed(list(parameters)), lr=RATE)  # type: ignore[call-overload]
+
+    one = trainer(Reversed())
+    start = flatten(one.model)
+    expected = clipped_mean(one, EXAMPLES, 1.0)
+    assert float((step_of(one, start) - expected).abs().max()) < 6 * LITTLE / len(EXAMPLES) + 1e-5
+
+
 def test_a_minibatch_in_parts_is_the_same_minibatch(monkeypatch: pytest.MonkeyPatch) -> None:
     one = trainer()
     start = flatten(one.model)
@@ -146,7 +157,7 @@ def test_minibatches_are_drawn_by_a_coin_for_each_example(monkeypatch: pytest.Mo
     drawn: list[Tensor] = []
     exact = PrivateTrainer._gradients
 
-    def noted(self: PrivateTrainer, number: int, chosen: Tensor) -> tuple[list[Tensor], Tensor]:
+    def noted(self: PrivateTrainer, number: int, chosen: Tensor) -> tuple[dict[Tensor, Tensor], Tensor]:
         drawn.append(chosen)
         return exact(self, number, chosen)
 
