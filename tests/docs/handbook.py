@@ -52,17 +52,19 @@ def outline_of(text: str) -> list[int]:
 
 @dataclass(frozen=True)
 class Organisation:
-    """One member's machine: a folder of its own, and a port that was free."""
+    """One member's machine: a folder of its own, and ports that were free, for peers and for monitoring."""
 
     name: str
     folder: Path
     port: int
+    watched: int
 
     def start(self, block: Block) -> subprocess.Popen[str]:
         """Start a block's commands; the first that fails ends it."""
         script = block.text.replace(MEMBERS[0], self.name)
         for address in (f"/dns4/peer.{self.name}.example/tcp/4001", "/ip4/0.0.0.0/tcp/4001"):
             script = script.replace(address, f"/ip4/127.0.0.1/tcp/{self.port}")
+        script = script.replace("9464", str(self.watched))
         command = f'set -e; p2pfl() {{ "{sys.executable}" -m p2pfl.cli "$@"; }}\n{script}'
         return subprocess.Popen(
             ["/bin/bash", "-c", command],
@@ -78,7 +80,8 @@ class Federation:
     """The organisations, and the mail between them."""
 
     def __init__(self, folder: Path) -> None:
-        self.members = [Organisation(name, folder / name, port) for name, port in zip(MEMBERS, _ports(), strict=True)]
+        ports = _ports(2 * len(MEMBERS))
+        self.members = [Organisation(name, folder / name, ports.pop(), ports.pop()) for name in MEMBERS]
         for member in self.members:
             member.folder.mkdir()
 
@@ -122,9 +125,9 @@ def _mail(sender: Organisation, receiver: Organisation) -> None:
         shutil.copytree(folder, receiver.folder / folder.name)
 
 
-def _ports() -> list[int]:
+def _ports(count: int) -> list[int]:
     # All are open at once, so they differ.
-    servers = [socket.create_server(("127.0.0.1", 0)) for _ in MEMBERS]
+    servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [int(server.getsockname()[1]) for server in servers]
     for server in servers:
         server.close()

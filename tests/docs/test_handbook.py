@@ -13,7 +13,6 @@ ROOT = Path(__file__).resolve().parents[2]
 HANDBOOK = ROOT / "docs" / "operator.md"
 NOT_RUN = {
     "console": "installs, or needs systemd, a firewall or other rights",
-    "ini": "a file for systemd",
     "text": "what a command prints",
     "toml": "a part of a file of settings",
 }
