@@ -269,6 +269,14 @@ def test_a_draft_without_a_table_has_nothing_to_check_a_file_against(p2pfl: Comm
     assert line.startswith("f/charter.toml: has no task.table to check a file against")
 
 
+def test_lines_added_to_a_new_peer_toml_are_about_the_data(p2pfl: Commands, tmp_path: Path) -> None:
+    # As README and the handbook have members do it.
+    p2pfl.well("init", "ant")
+    with (tmp_path / "ant" / "peer.toml").open("a") as file:
+        file.write("peers = 3\nindex = 0\n")
+    assert open_home(tmp_path / "ant").data == {"peers": 3, "index": 0}
+
+
 def test_the_way_from_init_to_a_charter_in_force(p2pfl: Commands, tmp_path: Path) -> None:
     for port, name in enumerate(NAMES, 4001):
         said = p2pfl.well("init", name, "--announce", f"/dns4/{name}.net/tcp/{port}", "--folder", "homes")

@@ -78,9 +78,9 @@ class PeerConfig(Settings):
         history_every: rounds between copies of the model in `history.f32`, for drawing the consensus distance; 0: none.
         stop_seconds: for a round to end in once the peer was asked to stop; then it leaves in the middle of it. A
             guess: the customary deadlines.round, and what leaving takes.
-        data: handed to the task as it is.
         logging: what it writes for operators.
         metrics: where it answers monitoring.
+        data: handed to the task as it is. The last table of a new file, to which members add their lines.
     """
 
     name: str
@@ -96,8 +96,8 @@ class PeerConfig(Settings):
     evaluate_every: Annotated[int, Field(ge=1)] = 1
     history_every: Annotated[int, Field(ge=0)] = 0
     stop_seconds: Annotated[float, Field(gt=0, le=86400)] = 75.0
-    data: dict[str, Any] = Field(default_factory=dict)
     logging: LoggingConfig = Field(default_factory=LoggingConfig)
     metrics: MetricsConfig = Field(default_factory=MetricsConfig)
+    data: dict[str, Any] = Field(default_factory=dict)
 
     _check_name = field_validator("name")(check_name)

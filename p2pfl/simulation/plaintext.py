@@ -23,7 +23,7 @@ from p2pfl.core.errors import P2pflError, StreamReset, Unreachable
 from p2pfl.core.ids import PeerId, Seconds
 from p2pfl.node.federation import open_home
 from p2pfl.node.peer import Peer
-from p2pfl.node.transport import LaneHandler, LaneKind, OutgoingLane, RefusalHandler
+from p2pfl.node.transport import LaneHandler, LaneKind, OutgoingLane, RefusalHandler, TalkHandler
 
 MAX_LINE = 200
 READ_BYTES = 64 * 1024
@@ -59,6 +59,20 @@ class PlaintextTransport:
 
     async def keep_reachable(self, addresses: Sequence[str]) -> None:
         """Do nothing: the control has no relays."""
+
+    def answer(self, protocol: str, handler: TalkHandler) -> None:
+        """Do nothing: the control has lanes alone, and nobody's doctor visits it."""
+        del protocol, handler
+
+    async def probe(self, peer: PeerId, address: str, timeout: Seconds, *, keep: bool = False) -> None:
+        """Reach nobody: what would ask for it is never answered.
+
+        Raises:
+            Unreachable: always.
+        """
+        del peer, address, timeout, keep
+        await trio.lowlevel.checkpoint()
+        raise Unreachable("the control tries no addresses")
 
     @asynccontextmanager
     async def _run(self, listen: Sequence[str], on_lane: LaneHandler) -> AsyncIterator[Sequence[str]]:
