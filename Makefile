@@ -1,5 +1,6 @@
 # make demo   eight peers train together on this machine
 # make test   everything that is checked before a change lands
+# make test-long  what takes minutes by itself: every command of the operator's handbook
 # make check  the fast part of that: format, lint, types, imports
 # make fuzz   feed the decoders of what strangers send with nonsense, until stopped or for FUZZ_SECONDS
 # make soak   run the simulated network under drawn faults, until stopped or for SOAK_SECONDS; keep what fails
@@ -14,7 +15,7 @@ STAMP := $(VENV)/.installed
 export PIP_EXTRA_INDEX_URL
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test check fuzz soak matrix bench venv clean interop-packages
+.PHONY: demo test test-long check fuzz soak matrix bench venv clean interop-packages
 .DEFAULT_GOAL := demo
 
 venv: $(STAMP)
@@ -38,7 +39,10 @@ check: venv
 	$(BIN)/python docs/draw_layers.py --check
 
 test: check interop-packages
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not long"
+
+test-long: venv
+	$(BIN)/python -m pytest -m long
 
 # js-libp2p, for the tests against another implementation; without it they are skipped, saying so.
 interop-packages:

@@ -34,6 +34,7 @@ def tables(federation: Federation) -> None:
         table.rename(member.folder / "credits.csv")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(sys.platform != "linux", reason="the handbook is for Linux: GNU sed, sha256sum")
