@@ -449,7 +449,12 @@ def test_each_command_of_the_way_answers_programs_too(p2pfl: Commands, tmp_path:
     assert told("status", "bee")["next"].startswith("p2pfl charter sign agreed/charter.toml --config bee")
     shown = told("charter", "show", draft)
     assert (shown["signed"], shown["unsigned"], shown["terms"]["training"]["rounds"]) == (["ant"], ["bee"], 60)
+    Path("half").mkdir()
+    Path("half/charter.toml").write_bytes(Path(draft).read_bytes())
+    half = told("charter", "diff", draft, "half/charter.toml")
+    assert half["next"].startswith("who has not signed half/charter.toml signs it too")
     assert told("charter", "sign", draft, "--config", "bee")["in_force"] is True
+    assert told("charter", "diff", "half/charter.toml", draft)["next"] == f"p2pfl charter check {draft}"
     checked = told("charter", "check", draft)
     digest = load_charter(tmp_path / draft).hash().hex()
     assert (checked["in_force"], checked["hash"], checked["federation"]) == (True, digest, "federation")

@@ -234,12 +234,14 @@ def charter_diff(
 ) -> None:
     """Say what differs from A to B: terms, members, and who signed which. Exit code 1 if terms or members differ."""
     from p2pfl.crypto.charter_diff import compare
+    from p2pfl.crypto.identity import member_faults
     from p2pfl.node.federation import load_charter
 
-    found = compare(load_charter(first), load_charter(second))
+    known = load_charter(second)
+    found = compare(load_charter(first), known)
     if not found.is_same:
         following = "agree on one of them; every member joins and signs that one"
-    elif found.signatures:
+    elif member_faults(known):
         following = f"who has not signed {second} signs it too: p2pfl charter sign {second} --config FOLDER"
     else:
         following = f"p2pfl charter check {second}"

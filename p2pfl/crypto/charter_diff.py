@@ -8,6 +8,8 @@ from typing import Any
 from p2pfl.core.charter import Charter
 from p2pfl.crypto.identity import member_faults
 
+NOT_THERE = "not there"
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -46,7 +48,7 @@ class CharterDiff:
         for each in self.terms:
             yield f"{each.key}: {_text(each.first)} -> {_text(each.second)}"
         for each in self.signatures:
-            yield f"{each.key}: {each.first} -> {each.second}"
+            yield f"{each.key}: {each.first or NOT_THERE} -> {each.second or NOT_THERE}"
 
 
 def compare(first: Charter, second: Charter) -> CharterDiff:
@@ -90,4 +92,4 @@ def _signed(charter: Charter) -> dict[str, str]:
 
 def _text(value: Any) -> str:
     # ASCII only: it may come from a file that somebody sent, and goes to a terminal.
-    return "not there" if value is None else json.dumps(value)
+    return NOT_THERE if value is None else json.dumps(value)

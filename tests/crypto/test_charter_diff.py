@@ -65,7 +65,10 @@ def test_members_are_named_and_so_is_what_changed_of_them(charter: Charter) -> N
     assert keys[f"members.{second.name}.addresses"] == (second.addresses, moved.addresses)
     assert keys[f"members.{first.name}.peer_id"] == (first.peer_id, None)
     assert keys[f"members.{third.name}.peer_id"] == (None, third.peer_id)
-    assert any(line.endswith("-> not there") for line in found.lines())
+    lines = list(found.lines())
+    assert f"signatures.{first.name}: signed -> not there" in [line.replace("void", "signed") for line in lines]
+    assert any(line.startswith(f"signatures.{third.name}: not there -> ") for line in lines)
+    assert not any("None" in line for line in lines)
 
 
 def test_who_signed_which(charter: Charter) -> None:
