@@ -57,6 +57,7 @@ from p2pfl.node.metrics import Metrics, Sources, pages
 from p2pfl.node.status import STATUS_FILE, StatusWriter, bytes_in, free_bytes
 from p2pfl.node.store import exclusive, read_text, write_atomic
 from p2pfl.node.tracefile import TRACE_FILE, TraceWriter
+from p2pfl.node.transport import PeerTransport
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SPENT = (
@@ -173,7 +174,7 @@ class Peer:
 
     home: Home
     federation: Federation
-    transport: Libp2pTransport
+    transport: PeerTransport
     signer: Signer
     trainer: Trainer
     initial: Once

@@ -147,3 +147,21 @@ class Transport(Protocol):
 
     async def disconnect(self, peer: PeerId) -> None:
         """Close every connection to `peer`. Never raises."""
+
+
+class PeerTransport(Transport, Protocol):
+    """What a running peer needs of its network beside what its driver does."""
+
+    def answer(self, protocol: str, handler: TalkHandler) -> None:
+        """Have `handler` hold the talks that members begin under `protocol`; within `run`."""
+
+    async def probe(self, peer: PeerId, address: str, timeout: Seconds) -> None:
+        """Dial `address` anew, and let the handshake prove that `peer` is there.
+
+        Raises:
+            RemoteError: somebody is there, and one end objects to the other.
+            Unreachable: nobody answers there as that peer in time; the message says why, without the address.
+        """
+
+    async def keep_reachable(self, addresses: Sequence[str]) -> None:
+        """Keep a reservation at the relays among one's own addresses, until cancelled; return where there is none."""

@@ -35,7 +35,7 @@ _LANES = tuple(LaneKind)
 
 
 class PlaintextTransport:
-    """See `p2pfl.node.transport.Transport`, less all it says of authentication: the control, never a peer's choice."""
+    """See `p2pfl.node.transport.PeerTransport`, less all it says of authentication: the control, no peer's choice."""
 
     def __init__(self, identity: PeerId) -> None:
         self._identity = identity
@@ -341,7 +341,7 @@ def run_plaintext_process(home: str, tell: Connection) -> None:
     try:
         peer = Peer.prepare(open_home(Path(home)))
         transport = PlaintextTransport(peer.transport.identity)
-        replace(peer, transport=transport).run()  # type: ignore[arg-type]  # a field of the one real transport, by design
+        replace(peer, transport=transport).run()
     except P2pflError as error:
         with suppress(OSError):  # nobody listens any more
             tell.send_bytes(" ".join(str(error).split()).encode(errors="replace"))

@@ -6,10 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trio
 
-from p2pfl.core.errors import InvalidConfig
+from p2pfl.core.errors import InvalidConfig, Unreachable
+from p2pfl.core.ids import PeerId, Seconds
+from p2pfl.node.transport import PeerTransport, Talk
 from p2pfl.simulation import plaintext
-from p2pfl.simulation.plaintext import run_plaintext_process
+from p2pfl.simulation.plaintext import PlaintextTransport, run_plaintext_process
 
 
 @pytest.fixture
@@ -55,3 +58,15 @@ def test_what_is_wrong_is_said_in_one_line_whether_or_not_anybody_listens(monkey
         with pytest.raises(SystemExit) as raised:
             run_plaintext_process("home", tell)
         assert raised.value.code == 2
+
+
+def test_it_can_all_that_a_running_peer_asks_of_its_network_and_dials_nobody_for_others() -> None:
+    async def hold(talk: Talk) -> None:
+        raise AssertionError(talk)
+
+    control = PlaintextTransport(PeerId("ant"))
+    asked = {name for name in vars(PeerTransport) if not name.startswith("_")}
+    assert asked <= set(dir(control))
+    control.answer("/p2pfl/doctor/1.0.0", hold)
+    with pytest.raises(Unreachable):
+        trio.run(control.probe, PeerId("bee"), "/ip4/127.0.0.1/tcp/1", Seconds(1.0))
