@@ -1,5 +1,7 @@
 """A member's own commands, in the order of its path: init, status, doctor, peer."""
 
+import os
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -128,7 +130,7 @@ def peer(
     home = open_home(config)
     prepared = Peer.prepare(home)
     if quiet:
-        prepared.run()
+        _leave(is_training=prepared.run())
         return
     charter = prepared.federation.charter
     console = Console(highlight=False)
@@ -138,6 +140,14 @@ def peer(
         LiveView([name], charter.rounds, console, str(home.run_path), masked=masked) as view,
         following(reader, name, view),
     ):
-        prepared.run()
+        is_training = prepared.run()
     say(f"the model is in {home.run_path / 'model.safetensors'}")
     say(f"next: p2pfl evaluate {home.path}")
+    _leave(is_training=is_training)
+
+
+def _leave(*, is_training: bool) -> None:
+    """End the process, if a thread is still in torch's code: torch aborts it where the interpreter ends under that."""
+    if is_training:
+        sys.stdout.flush()
+        os._exit(0)  # all that is to be kept is on disk

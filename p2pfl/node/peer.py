@@ -236,8 +236,11 @@ class Peer:
         audit = averaging.audit == "full"
         return MaskTerms(chosen, RING_BITS, averaging.clip, os.urandom, averaging.most_change, audit, noise_of(charter))
 
-    def run(self) -> None:
+    def run(self) -> bool:
         """Run until the federation's last round, or until asked to stop (SIGINT, SIGTERM, SIGHUP).
+
+        Returns:
+            Whether local steps go on, in a thread that nobody waits for.
 
         Raises:
             P2pflError: the run failed.
@@ -252,7 +255,7 @@ class Peer:
             ExitStack() as files,
         ):
             self._verify_unfinished(run_path / FINISHED_FILE)
-            trio.run(self._run, self._begin(run_path, files))
+            return bool(trio.run(self._run, self._begin(run_path, files)))
 
     def _begin(self, run_path: Path, files: ExitStack) -> "Life":
         """Return where this life begins, with its files open. Only its machine and its keeper hold vectors."""
@@ -320,7 +323,7 @@ class Peer:
                 "Agree on a new charter to train on, or remove this folder to take part anew"
             )
 
-    async def _run(self, life: "Life") -> None:
+    async def _run(self, life: "Life") -> bool:
         life.tell(replace(self.started, resumed_at=life.round))
         for text in (*notes(self.trainer.model), *life.told):
             life.tell(Note(text))
@@ -333,6 +336,7 @@ class Peer:
         if held[-1].outcome == "done":
             write_atomic(self.home.run_path / FINISHED_FILE, f"{self.plan.charter.hex()}\n".encode())
         life.tell(held[-1])
+        return not idle
 
     async def _live(self, life: "Life", held: list[PeerFinished]) -> bool:
         """Run to the end, and put the last word into `held`; return whether the trainer is free."""
