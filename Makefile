@@ -1,11 +1,12 @@
 # make demo   eight peers train together on this machine
 # make test   everything that is checked before a change lands
-# make test-long  what takes minutes by itself: every command of the operator's handbook
+# make test-long  what takes minutes by itself: every command of the operator's handbook, and the rehearsal
 # make check  the fast part of that: format, lint, types, imports
 # make fuzz   feed the decoders of what strangers send with nonsense, until stopped or for FUZZ_SECONDS
 # make soak   run the simulated network under drawn faults, until stopped or for SOAK_SECONDS; keep what fails
 # make matrix what befalls members at every stage of a masked round: 1000 cases of four, 200 of eight
 # make bench  the benchmarks
+# make rehearsal  four banks go from nothing to a common model, in the commands of their operators
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -15,7 +16,7 @@ STAMP := $(VENV)/.installed
 export PIP_EXTRA_INDEX_URL
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-long check fuzz soak matrix bench venv clean interop-packages
+.PHONY: demo rehearsal test test-long check fuzz soak matrix bench venv clean interop-packages
 .DEFAULT_GOAL := demo
 
 venv: $(STAMP)
@@ -30,6 +31,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: venv
 	$(BIN)/p2pfl demo $(ARGS)
+
+rehearsal: venv
+	$(BIN)/python examples/four-banks/rehearsal.py $(ARGS)
 
 check: venv
 	$(BIN)/ruff format --check .
