@@ -190,7 +190,7 @@ def test_no_kill_makes_a_ledger_show_less_than_what_left(
     pytest.importorskip("opacus", reason="noise for examples needs it: pip install 'p2pfl-mesh[opacus]'")
     run, name = tmp_path / "run", "peer-1"
     demo = start(run, "--peers", "4", "--rounds", "60", "--noise", "1", "--example-noise", "1")
-    demo.wait_for("round 6 ")
+    demo.wait_for(" of 60, accuracy")
     before = spent_by(run, name), len(rounds_of(run, name))
     if moment == "in a round":
         # Its upload is written down, and about to leave.
