@@ -189,8 +189,8 @@ def test_no_kill_makes_a_ledger_show_less_than_what_left(
     """Both kinds of noise. What left is what the others averaged: they tell in their traces."""
     pytest.importorskip("opacus", reason="noise for examples needs it: pip install 'p2pfl-mesh[opacus]'")
     run, name = tmp_path / "run", "peer-1"
-    demo = start(run, "--peers", "4", "--rounds", "60", "--noise", "1", "--example-noise", "1")
-    demo.wait_for(" of 60, accuracy")
+    demo = start(run, "--peers", "4", "--rounds", "120", "--noise", "1", "--example-noise", "1")
+    demo.wait_for(" of 120, accuracy")
     before = spent_by(run, name), len(rounds_of(run, name))
     if moment == "in a round":
         # Its upload is written down, and about to leave.

@@ -63,7 +63,10 @@ def test_a_thousand_seeds_of_the_standard_mix() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("group", "seeds"), [(4, 200), (8, 50)])
+@pytest.mark.parametrize(
+    ("group", "seeds"),
+    [(4, 60), (8, 20), pytest.param(4, 400, marks=pytest.mark.long), pytest.param(8, 100, marks=pytest.mark.long)],
+)
 def test_masked_sums_under_the_standard_mix(group: int, seeds: int) -> None:
     failures = run_seeds(range(20_000, 20_000 + seeds), group=group, masked=True)
     assert not failures, "\n".join(f"{failure.reason}: {failure.command()}" for failure in failures)
@@ -71,8 +74,9 @@ def test_masked_sums_under_the_standard_mix(group: int, seeds: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_changes_in_16_bits_under_the_standard_mix() -> None:
-    failures = run_seeds(range(60), group=8, masked=True, bits=16)
+@pytest.mark.parametrize("seeds", [20, pytest.param(120, marks=pytest.mark.long)])
+def test_changes_in_16_bits_under_the_standard_mix(seeds: int) -> None:
+    failures = run_seeds(range(seeds), group=8, masked=True, bits=16)
     assert not failures, "\n".join(f"{failure.reason}: {failure.command()}" for failure in failures)
 
 
