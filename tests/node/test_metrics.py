@@ -26,7 +26,7 @@ from tests.trio_tools import trio_test
 
 ROOT = Path(__file__).parents[2]
 ENDED = RoundEnded(
-    round=4, seconds=1.5, heard=("bee",), absent={"cat": "upload: silent"}, loss=0.25, spread=7.125, settling=False,
+    round=4, seconds=1.5, heard=("bee",), absent={"cat": "upload: silent"}, loss=0.25, spread=7.1257575, settling=False,
     outcome="full", clipped=2, group_loss=0.53125, distance=0.8125, weight=0.7,
 )  # fmt: skip
 EVENTS = (
@@ -97,7 +97,7 @@ def test_what_is_spent_of_a_budget_is_there_and_stays_below_it() -> None:
 
 def test_other_members_figures_are_nowhere_in_it() -> None:
     text = watched().render().decode()
-    for figure in ("7.125", "0.53125", "0.8125", "upload: silent"):
+    for figure in ("7.1257575", "0.53125", "0.8125", "upload: silent"):
         assert figure not in text
 
 
