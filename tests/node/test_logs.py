@@ -15,8 +15,8 @@ from p2pfl.core.trace import Event, LinkChanged, Note, PeerFinished, Refused, Ro
 from p2pfl.node.logs import LOGGERS, MOST_LINES, MOST_TEXT, Bounded, describe, log_event, logging_to
 
 ENDED = RoundEnded(
-    round=4, seconds=1.5, heard=("bee",), absent={"cat": "upload: silent"}, loss=0.25391, spread=7.12575, settling=False,
-    outcome="full", clipped=987654321, group_loss=0.53125, distance=0.8125, weight=0.71875,
+    round=4, seconds=1.5, heard=("bee",), absent={"cat": "upload: silent"}, loss=0.25391, spread=7.12575,
+    settling=False, outcome="full", clipped=987654321, group_loss=0.53125, distance=0.8125, weight=0.71875,
 )  # fmt: skip
 
 
