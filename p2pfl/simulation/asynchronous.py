@@ -24,7 +24,7 @@ from p2pfl.learning.algorithms import State
 from p2pfl.learning.seeding import seeded
 from p2pfl.learning.space import Request, Space
 from p2pfl.learning.vector import initial
-from p2pfl.simulation.curves import Curve, evaluated_row, evaluator_of
+from p2pfl.simulation.curves import Curve, StoppingRule, evaluated_row, evaluator_of
 from p2pfl.simulation.dense.engine import Experiment, Mixing, RoundLocal
 from p2pfl.simulation.dense.evaluation import Evaluator
 from p2pfl.simulation.dense.kernels import kernel_for
@@ -33,7 +33,7 @@ from p2pfl.simulation.hosts import stream
 from p2pfl.simulation.parts import Parts
 from p2pfl.simulation.scenario import Scenario
 
-ELSEWHERE = ("attackers", "defence", "compression", "faults", "stopping", "participation", "privacy")
+ELSEWHERE = ("attackers", "defence", "compression", "faults", "participation", "privacy")
 """What rounds alone have here."""
 
 
@@ -123,8 +123,9 @@ class _Pairs:
         self._exchange_bytes, self._exchanges = 2 * size, 0
 
     def run(self, watch: Callable[[int], None] | None) -> Curve:
-        """Run to the end."""
-        curve, peers, rounds = Curve(self._number), self._scenario.peers, self._scenario.training.rounds
+        """Run to the end, or until the rule says so."""
+        curve = Curve(self._number, StoppingRule(self._scenario.stopping))
+        peers, rounds = self._scenario.peers, self._scenario.training.rounds
         evaluator = evaluator_of(self._parts)
         self._record(curve, 0, 0.0, evaluator)
         heap: list[tuple[float, int]] = []
@@ -132,6 +133,8 @@ class _Pairs:
             self._locals.append(self._begin(peer))
             heapq.heappush(heap, (self._takes(peer), peer))
         for turn in range(1, rounds * peers + 1):
+            if curve.outcome:
+                break
             now, peer = heapq.heappop(heap)
             self._end(peer)
             if turn % peers == 0:
@@ -179,7 +182,7 @@ class _Pairs:
         if complete in self._evaluated:
             sampled = min(self._scenario.evaluation.peers, self._scenario.peers)
             row |= evaluated_row(self._models(), evaluator, sampled, losses, curve, complete)
-        curve.rows.append(row)
+        curve.add(row)
 
     def _models(self) -> NDArray[np.float32]:
         rows = [self._space.rows(state["x"]) for state in self._states]

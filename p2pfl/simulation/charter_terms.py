@@ -21,8 +21,8 @@ from p2pfl.simulation.scenario import Scenario
 MOST_PEERS = 256
 """A guess of what anybody waits for."""
 ONLY_SIMULATED = ("attackers", "faults", "stopping", "participation")
-ONLY_DENSE = (*ONLY_SIMULATED, "privacy")
 """Tables and keys of what befalls a simulated run, of which no charter speaks."""
+ONLY_DENSE = ("attackers", "participation", "privacy")
 
 
 def _verify_terms(scenario: Scenario) -> None:
@@ -45,7 +45,7 @@ def verify_peers(scenario: Scenario) -> None:
     _verify_terms(scenario)
     if scenario.faults.missed:
         raise InvalidConfig('faults.missed is for the engine "dense"; under simnet set loss, leave or a partition')
-    for name in (each for each in ONLY_DENSE if each != "faults"):
+    for name in ONLY_DENSE:
         if getattr(scenario, name) != getattr(Scenario(), name):
             raise InvalidConfig(f'{name} is for the engine "dense"; leave it out, or take that engine')
     if scenario.peers > MOST_PEERS:

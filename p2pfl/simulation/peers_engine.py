@@ -21,7 +21,7 @@ from p2pfl.core.charter import Charter
 from p2pfl.core.errors import RoundFailed
 from p2pfl.core.ids import PeerId, Round
 from p2pfl.core.ledger import Checkpoint, Resume, resume
-from p2pfl.core.machine import Emit, Machine, Persist, Send, SendBulk, Vector
+from p2pfl.core.machine import Emit, Finish, Machine, Persist, Send, SendBulk, Vector
 from p2pfl.core.trace import RoundEnded
 from p2pfl.core.wire import encode_header
 from p2pfl.crypto.suite import suite
@@ -35,7 +35,7 @@ from p2pfl.learning.trainer import Trainer
 from p2pfl.learning.vector import initial
 from p2pfl.simulation.charter_terms import charter_of, verify_peers
 from p2pfl.simulation.churn import Churn
-from p2pfl.simulation.curves import Curve, evaluated_row, evaluator_of
+from p2pfl.simulation.curves import Curve, StoppingRule, evaluated_row, evaluator_of
 from p2pfl.simulation.dense.sampling import derived
 from p2pfl.simulation.hosts import Conditions, Disk, PeerSpec, SimulatedKeyring
 from p2pfl.simulation.invariants import Check, InvariantViolated, Step
@@ -68,7 +68,9 @@ def run_peers(
     start = initial(parts.task, number)
     start.flags.writeable = False
     charter = charter_of(scenario, len(start), parts.steps, number)
-    ledger = _Ledger(scenario.peers, scenario.training.rounds, start, watch)
+    ledger = _Ledger(scenario, parts, number, start, charter.rounds, evaluated, watch)
+    if ledger.curve.outcome:
+        return ledger.curve
     sites = _sites(scenario, parts, number, charter, start)
     churn = Churn(scenario, number, charter.deadlines.round)
     terms = scenario.cost
@@ -86,11 +88,16 @@ def run_peers(
         network.run(PATIENCE)
     except InvariantViolated as violated:
         raise RoundFailed(f"seed {number}: {violated.reason}") from violated
+    ledger.close()
     # Whoever was away may find that the others have ended, and give up.
-    errors = [f"{each.name}: {each.error}" for each in network.peers if each.error and each.place not in churn.left]
+    errors = [
+        f"{each.name}: {each.error}"
+        for each in network.peers
+        if each.error and each.place not in churn.left and ledger.lacks(each.place)
+    ]
     if errors:
         raise RoundFailed(f"seed {number}: {errors[0]}")
-    return ledger.curve(number, scenario, parts, evaluated)
+    return ledger.curve
 
 
 def _sites(scenario: Scenario, parts: Parts, number: int, charter: Charter, start: Vector) -> list["_Site"]:
@@ -212,20 +219,45 @@ def _rated(task: Task, lr: float) -> Task:
 
 
 class _Ledger(Check):
-    """Keeps what each peer has after each round, and what that cost."""
+    """Keeps what each peer has after each round, and what that cost; halts the network when the run is to end.
+
+    A round's row is added when nothing can change it any more: all have ended the next round, too, or have finished.
+    For whoever is away that may be late. So rows are the same whether a run ends early or not.
+
+    Attributes:
+        network: the one it watches.
+        curve: the rows so far; that before the first round is there from the start.
+    """
 
     network: Network
 
-    def __init__(self, peers: int, rounds: int, start: Vector, watch: Callable[[int], None] | None) -> None:
-        self._peers, self._rounds, self._watch = peers, rounds, watch
-        self._start = start
+    def __init__(
+        self, scenario: Scenario, parts: Parts, number: int, start: Vector, rounds: int, evaluated: set[int],
+        watch: Callable[[int], None] | None,
+    ) -> None:  # fmt: skip
+        peers = scenario.peers
+        self._peers, self._rounds, self._evaluated, self._watch = peers, rounds, evaluated, watch
+        self._evaluator, self._sampled = evaluator_of(parts), min(scenario.evaluation.peers, peers)
         self._sent = np.zeros(peers)
         self._records: dict[tuple[int, int], tuple[RoundEnded, float, float]] = {}
-        """By round and place: the record, the bytes sent so far, and the time."""
+        """By round and place: the record, the bytes sent so far, and the time. Of rounds that have no row yet."""
         self._complete = Counter[int]()
+        self._ended = np.full(peers, -1)
+        """The latest round that each has ended."""
+        self._is_due = False
+        self._models = np.tile(start, (peers, 1))
+        """After the round of the last row, as what follows until `_read`."""
+        self._sent_then, self._seconds = np.zeros(peers), 0.0
+        self._read = [0] * peers
+        """How many of each peer's adopted models were looked at."""
+        self.curve = Curve(number, StoppingRule(scenario.stopping))
+        self._add(0)
 
     def step(self, step: Step) -> None:
         """Count what is sent, and note each round's end."""
+        if self._is_due:  # Since the last step's effects are carried out by now.
+            self._is_due = False
+            self._add_final()
         place = step.peer.place
         for effect in step.effects:
             match effect:
@@ -233,40 +265,66 @@ class _Ledger(Check):
                     self._sent[place] += len(encode_header(message))
                 case SendBulk(peers, message, payload):
                     self._sent[place] += len(peers) * (len(encode_header(message)) + payload.nbytes)
-                case Emit(RoundEnded() as ended) if ended.round < self._rounds:
-                    self._records[ended.round, place] = (ended, float(self._sent[place]), self.network.now)
-                    self._complete[ended.round] += 1
-                    if self._watch is not None and self._complete[ended.round] == self._peers:
-                        self._watch(ended.round + 1)
+                case Emit(RoundEnded() as ended):
+                    self._ended[place], self._is_due = ended.round, True
+                    if ended.round < self._rounds:
+                        self._note(ended, place)
+                case Finish():
+                    self._is_due = True
                 case _:
                     pass
 
-    def curve(self, number: int, scenario: Scenario, parts: Parts, evaluated: set[int]) -> Curve:
-        """Return what the network's seed gave."""
-        evaluator = evaluator_of(parts)
-        sampled, curve = min(scenario.evaluation.peers, self._peers), Curve(number)
-        models = np.tile(self._start, (self._peers, 1))
-        adopted = {(round, peer.place): vector for peer in self.network.peers for round, vector in peer.adopted}
-        sent, seconds = np.zeros(self._peers), 0.0
-        for complete in range(self._rounds + 1):
-            losses = np.full(self._peers, math.nan)
-            outcomes = ["full"] * self._peers
-            for place in range(self._peers) if complete else ():
-                models[place] = adopted.get((Round(complete - 1), place), models[place])
-                outcomes[place] = "skip"
-                if (complete - 1, place) in self._records:
-                    record, sent[place], at = self._records[complete - 1, place]
-                    losses[place] = math.nan if record.loss is None else record.loss
-                    outcomes[place], seconds = record.outcome or "full", max(seconds, at)
-            row: dict[str, float] = {
-                "seed": number,
-                "round": complete,
-                "train_loss": float(np.nanmean(losses)) if not np.isnan(losses).all() else math.nan,
-                "working": sum(outcome != "skip" for outcome in outcomes),
-                "modelled_bytes": float(sent.mean()),
-                "modelled_seconds": seconds,
-            }
-            if complete in evaluated:
-                row |= evaluated_row(models, evaluator, sampled, losses, curve, complete)
-            curve.rows.append(row)
-        return curve
+    def close(self) -> None:
+        """Add what rows are left, once the network has come to its end."""
+        while not self.curve.outcome and len(self.curve.rows) <= self._rounds:
+            self._add(len(self.curve.rows))
+
+    def lacks(self, place: int) -> bool:
+        """Return whether a peer has not ended all rounds of the curve."""
+        return bool(self._ended[place] + 1 < self.curve.rows[-1]["round"])
+
+    def _note(self, ended: RoundEnded, place: int) -> None:
+        self._records[ended.round, place] = (ended, float(self._sent[place]), self.network.now)
+        self._complete[ended.round] += 1
+        if self._watch is not None and self._complete[ended.round] == self._peers:
+            self._watch(ended.round + 1)
+
+    def _add_final(self) -> None:
+        """Add the rows that nothing can change any more."""
+        ended = [math.inf if peer.finished else self._ended[peer.place] for peer in self.network.peers]
+        while not self.curve.outcome and len(self.curve.rows) <= min(self._rounds, *ended):
+            self._add(len(self.curve.rows))
+        if self.curve.outcome:
+            self.network.halt()
+
+    def _add(self, complete: int) -> None:
+        """Add the row after so many rounds."""
+        losses = np.full(self._peers, math.nan)
+        outcomes = ["full"] * self._peers
+        for place in range(self._peers) if complete else ():
+            self._models[place] = self._adopted(place, complete)
+            outcomes[place] = "skip"
+            if (complete - 1, place) in self._records:
+                record, self._sent_then[place], at = self._records.pop((complete - 1, place))
+                losses[place] = math.nan if record.loss is None else record.loss
+                outcomes[place], self._seconds = record.outcome or "full", max(self._seconds, at)
+        row: dict[str, float] = {
+            "seed": self.curve.number,
+            "round": complete,
+            "train_loss": float(np.nanmean(losses)) if not np.isnan(losses).all() else math.nan,
+            "working": sum(outcome != "skip" for outcome in outcomes),
+            "modelled_bytes": float(self._sent_then.mean()),
+            "modelled_seconds": self._seconds,
+        }
+        if complete in self._evaluated:
+            row |= evaluated_row(self._models, self._evaluator, self._sampled, losses, self.curve, complete)
+        self.curve.add(row)
+
+    def _adopted(self, place: int, complete: int) -> Vector:
+        """Return the last model that a peer adopted in so many rounds."""
+        model: Vector = self._models[place]
+        adopted = self.network.peers[place].adopted
+        while self._read[place] < len(adopted) and adopted[self._read[place]][0] < complete:
+            model = adopted[self._read[place]][1]
+            self._read[place] += 1
+        return model

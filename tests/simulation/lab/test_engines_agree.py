@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from p2pfl import cli
@@ -94,6 +95,56 @@ def test_one_group_of_all_averages_as_the_complete_graph_does_masked_or_not():
     for run in (plain, masked):
         np.testing.assert_allclose(run.frame["train_loss"], dense.frame["train_loss"], rtol=2e-3)
         assert (run.frame["consensus"].dropna() < 1e-9).all()
+
+
+EACH_ROUND = {"times": ROUNDS + 1, "peers": 6}
+
+
+def test_a_run_ends_at_the_same_evaluation_in_both_engines():
+    """Rows until then are those of a run that goes on."""
+    whole = simulate(scenario(evaluation=EACH_ROUND, engine="simnet"))
+    losses = whole.frame[whole.frame["seed"] == 3]["loss"].to_numpy()
+    rules = {
+        "reached": {"metric": "loss", "target": float(losses[2:4].mean())},
+        "stopped": {"metric": "peer_loss", "patience": 2, "improvement": 10.0},
+    }
+    for outcome, rule in rules.items():
+        dense, peers = (
+            simulate(scenario(evaluation=EACH_ROUND, stopping=rule, engine=each)) for each in ("dense", "simnet")
+        )
+        assert list(peers.frame["round"]) == list(dense.frame["round"])
+        assert [seed["outcome"] for seed in peers.summary["seeds"]] == [outcome] * 2
+        for seed, rows in peers.frame.groupby("seed"):
+            before = whole.frame[whole.frame["seed"] == seed].head(len(rows))
+            pd.testing.assert_frame_equal(rows, before.set_index(rows.index), check_exact=True)
+            assert peers.peers[peers.peers["seed"] == seed]["round"].max() == rows["round"].max()
+    assert simulate(scenario(stopping={"metric": "loss", "target": 1e9}, engine="simnet")).frame["round"].max() == 0
+
+
+def test_a_network_stops_when_its_run_has_ended():
+    steps = []
+    rule = {"metric": "loss", "patience": 1, "improvement": 10.0}
+    training = {"rounds": 200, "local_steps": 1, "batch_size": 40}
+    terms = scenario(seeds=[3], training=training, evaluation={"times": 201}, stopping=rule, engine="simnet")
+    run = simulate(terms, watch=lambda complete, _: steps.append(complete))
+    assert run.frame["round"].max() == 1
+    assert steps[-1] <= 3
+
+
+def test_a_run_among_peers_that_leave_ends_where_the_rule_says():
+    faults = {"faults": {"leave": 0.1, "rejoin": 0.3}, "evaluation": EACH_ROUND, "engine": "simnet"}
+    whole = simulate(scenario(**faults))
+    for seed, rows in whole.frame.groupby("seed"):
+        target = {"metric": "loss", "target": rows["loss"].iloc[3]}
+        run = simulate(scenario(seeds=[seed], stopping=target, **faults))
+        assert run.frame["round"].max() == np.flatnonzero(rows["loss"] <= target["target"])[0]
+        pd.testing.assert_frame_equal(run.frame, rows.head(len(run.frame)).reset_index(drop=True), check_exact=True)
+
+
+@pytest.mark.parametrize("engine", ["dense", "simnet"])
+def test_a_rule_of_what_is_not_measured_is_refused(engine):
+    with pytest.raises(InvalidConfig, match="'auc' is not measured; there are"):
+        simulate(scenario(stopping={"metric": "auc", "patience": 1}, engine=engine))
 
 
 @pytest.mark.parametrize(
