@@ -26,7 +26,7 @@ from p2pfl.core.trace import RoundEnded
 from p2pfl.core.wire import encode_header
 from p2pfl.crypto.suite import suite
 from p2pfl.gossip.group_machine import GroupMachine, GroupPlan
-from p2pfl.gossip.grouping import weight_for
+from p2pfl.gossip.grouping import noise_of, weight_for
 from p2pfl.gossip.peer_machine import PeerMachine, Plan
 from p2pfl.gossip.secure_sum import MaskTerms
 from p2pfl.learning.chartered import make_trainer
@@ -153,7 +153,9 @@ class _Site:
         entropy = random.Random(f"{number}/entropy/{place}")  # noqa: S311 - a simulation's entropy is drawn from its seed
         masks = None
         if averaging.masks == "on":
-            masks = MaskTerms(suite("aes"), 32, averaging.clip, entropy.randbytes, None, averaging.audit == "full")
+            masks = MaskTerms(
+                suite("aes"), 32, averaging.clip, entropy.randbytes, None, averaging.audit == "full", noise_of(charter)
+            )  # fmt: skip
         self._neighbors = tuple(group.roster[other] for other in group.neighbors)
         self._machine = lambda known: GroupMachine(group, keyring, begun, known, masks, weight)
 
