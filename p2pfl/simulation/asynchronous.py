@@ -24,9 +24,8 @@ from p2pfl.learning.algorithms import State
 from p2pfl.learning.seeding import seeded
 from p2pfl.learning.space import Request, Space
 from p2pfl.learning.vector import initial
-from p2pfl.simulation.curves import Curve, StoppingRule, evaluated_row, evaluator_of
+from p2pfl.simulation.curves import Curve, Judge, StoppingRule
 from p2pfl.simulation.dense.engine import Experiment, Mixing, RoundLocal
-from p2pfl.simulation.dense.evaluation import Evaluator
 from p2pfl.simulation.dense.kernels import kernel_for
 from p2pfl.simulation.dense.sampling import Sampler, derived, sampler_of
 from p2pfl.simulation.hosts import stream
@@ -126,8 +125,8 @@ class _Pairs:
         """Run to the end, or until the rule says so."""
         curve = Curve(self._number, StoppingRule(self._scenario.stopping))
         peers, rounds = self._scenario.peers, self._scenario.training.rounds
-        evaluator = evaluator_of(self._parts)
-        self._record(curve, 0, 0.0, evaluator)
+        judge = Judge(self._scenario, self._parts)
+        self._record(curve, 0, 0.0, judge)
         heap: list[tuple[float, int]] = []
         for peer in range(peers):
             self._locals.append(self._begin(peer))
@@ -138,7 +137,7 @@ class _Pairs:
             now, peer = heapq.heappop(heap)
             self._end(peer)
             if turn % peers == 0:
-                self._record(curve, turn // peers, now, evaluator)
+                self._record(curve, turn // peers, now, judge)
                 if watch is not None:
                     watch(turn // peers)
             self._locals[peer] = self._begin(peer)
@@ -167,7 +166,7 @@ class _Pairs:
         self._losses[peer].append(float(local.loss(None)[0]))
         self._exchanges += 1
 
-    def _record(self, curve: Curve, complete: int, seconds: float, evaluator: Evaluator) -> None:
+    def _record(self, curve: Curve, complete: int, seconds: float, judge: Judge) -> None:
         losses = np.array([np.mean(each) if each else math.nan for each in self._losses])
         self._losses = [[] for _ in self._losses]
         known = losses[~np.isnan(losses)]
@@ -180,8 +179,7 @@ class _Pairs:
             "modelled_seconds": seconds,
         }
         if complete in self._evaluated:
-            sampled = min(self._scenario.evaluation.peers, self._scenario.peers)
-            row |= evaluated_row(self._models(), evaluator, sampled, losses, curve, complete)
+            row |= judge.measure(self._models(), losses, curve, complete)
         curve.add(row)
 
     def _models(self) -> NDArray[np.float32]:

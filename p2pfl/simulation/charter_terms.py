@@ -17,6 +17,7 @@ from p2pfl.core.charter import (
 )
 from p2pfl.core.errors import InvalidConfig
 from p2pfl.gossip.grouping import averaging_faults, privacy_faults
+from p2pfl.simulation.attacks import ATTACKS
 from p2pfl.simulation.noised import noise_of_scenario
 from p2pfl.simulation.scenario import Scenario
 
@@ -24,7 +25,6 @@ MOST_PEERS = 256
 """A guess of what anybody waits for."""
 ONLY_SIMULATED = ("attackers", "faults", "stopping", "participation")
 """Tables and keys of what befalls a simulated run, of which no charter speaks."""
-ONLY_DENSE = ("attackers", "participation")
 
 
 def _verify_terms(scenario: Scenario) -> None:
@@ -45,11 +45,22 @@ def verify_peers(scenario: Scenario) -> None:
         InvalidConfig: they cannot.
     """
     _verify_terms(scenario)
+    if scenario.participation < 1:
+        raise InvalidConfig(
+            "participation: real members all take part in every round, and nobody draws some of them; leave it out, "
+            'set faults.leave for members that are away, or take the engine "dense"'
+        )
     if scenario.faults.missed:
-        raise InvalidConfig('faults.missed is for the engine "dense"; under simnet set loss, leave or a partition')
-    for name in ONLY_DENSE:
-        if getattr(scenario, name) != getattr(Scenario(), name):
-            raise InvalidConfig(f'{name} is for the engine "dense"; leave it out, or take that engine')
+        raise InvalidConfig(
+            "faults.missed: among real peers no exchange fails alone, as what is lost is asked for again and a fallen "
+            'link takes time; set faults.loss, leave or parts, or take the engine "dense"'
+        )
+    name = scenario.attackers.attack
+    if scenario.attackers.among(scenario.peers) and not ATTACKS[name].alone:
+        raise InvalidConfig(
+            f"attackers.attack: {name} is from what all others send in the round, and a real peer has sent its own "
+            'before it sees that, if it ever does; take another attack, or the engine "dense"'
+        )
     if scenario.peers > MOST_PEERS:
         raise InvalidConfig(f'{scenario.peers} peers; the engine "simnet" takes {MOST_PEERS} at most')
 

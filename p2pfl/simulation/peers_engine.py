@@ -9,7 +9,7 @@ import copy
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -33,9 +33,10 @@ from p2pfl.learning.chartered import make_trainer
 from p2pfl.learning.task import Data, Examples, Task
 from p2pfl.learning.trainer import Trainer
 from p2pfl.learning.vector import initial
+from p2pfl.simulation.attacks import LoneLiar
 from p2pfl.simulation.charter_terms import charter_of, verify_peers
 from p2pfl.simulation.churn import Churn
-from p2pfl.simulation.curves import Curve, StoppingRule, evaluated_row, evaluator_of
+from p2pfl.simulation.curves import Curve, Judge, StoppingRule
 from p2pfl.simulation.dense.sampling import derived
 from p2pfl.simulation.hosts import Conditions, Disk, PeerSpec, SimulatedKeyring
 from p2pfl.simulation.invariants import Check, InvariantViolated, Step
@@ -62,17 +63,17 @@ def run_peers(
 
     Raises:
         InvalidConfig: real peers cannot do that.
-        RoundFailed: the network did not come to an end.
+        RoundFailed: an honest peer failed, or the network did not come to an end.
     """
     verify_peers(scenario)
     start = initial(parts.task, number)
     start.flags.writeable = False
     charter = charter_of(scenario, len(start), parts.steps, number)
-    ledger = _Ledger(scenario, parts, number, start, charter.rounds, evaluated, watch)
+    churn = Churn(scenario, number, charter.deadlines.round)
+    ledger = _Ledger(scenario, parts, number, start, charter.rounds, evaluated, churn.left, watch)
     if ledger.curve.outcome:
         return ledger.curve
     sites = _sites(scenario, parts, number, charter, start)
-    churn = Churn(scenario, number, charter.deadlines.round)
     terms = scenario.cost
     network = Network(
         [site.spec(scenario) for site in sites],
@@ -88,30 +89,43 @@ def run_peers(
         network.run(PATIENCE)
     except InvariantViolated as violated:
         raise RoundFailed(f"seed {number}: {violated.reason}") from violated
-    ledger.close()
-    # Whoever was away may find that the others have ended, and give up.
-    errors = [
-        f"{each.name}: {each.error}"
-        for each in network.peers
-        if each.error and each.place not in churn.left and ledger.lacks(each.place)
-    ]
-    if errors:
-        raise RoundFailed(f"seed {number}: {errors[0]}")
-    return ledger.curve
+    if ledger.failure:
+        raise RoundFailed(f"seed {number}: {ledger.failure}")
+    return ledger.closed()
 
 
 def _sites(scenario: Scenario, parts: Parts, number: int, charter: Charter, start: Vector) -> list["_Site"]:
     shares = parts.shares(number)
-    task = _rated(parts.task, parts.lr)
+    task, roster, places = _rated(parts.task, parts.lr), charter.roster(), parts.places(number)
     sites = []
-    for place, peer in enumerate(charter.roster()):
-        mine = shares.order[shares.starts[place] :][: shares.counts[place]]
+    # In the network peers are in the order of their numbers. Their places in the roster are others where some attack.
+    for peer, place in enumerate(places):
+        mine = shares.order[shares.starts[peer] :][: shares.counts[peer]]
         examples = Examples(parts.pool.inputs[mine], parts.pool.targets[mine])
         data = Data(examples, parts.data.test)
-        seed = derived(number, "trainer", place)
+        seed = derived(number, "trainer", peer)
         make = partial(make_trainer, task, data, charter.training, charter.averaging, seed)
-        sites.append(_Site(charter, peer, place, number, start, make, len(examples), keeps=scenario.faults.leave > 0))
+        sites.append(
+            _Site(
+                charter, roster[place], peer, number, start, make, len(examples), keeps=scenario.faults.leave > 0,
+                liar=_liar(scenario, parts, number, peer),
+            )
+        )  # fmt: skip
     return sites
+
+
+def _liar(scenario: Scenario, parts: Parts, number: int, peer: int) -> LoneLiar | None:
+    """Return what makes a peer's lies; None for the honest, and attackers that send what they trained."""
+    if parts.attack is None or parts.attack.lie is None or peer < scenario.peers - parts.attackers:
+        return None
+
+    def draw(round: int, vector: int) -> np.random.Generator:
+        return np.random.Generator(np.random.PCG64(derived(number, "lies", round, vector, peer)))
+
+    averaging = scenario.averaging
+    # No word of a ring is beyond its clip, whoever writes it; and the liar's own machine is not to refuse its lie.
+    limit = averaging.clip * (1 - 2**-20) if averaging.masks == "on" else None
+    return LoneLiar(parts.attack.lie, parts.strength, draw, limit)
 
 
 class _Site:
@@ -120,23 +134,25 @@ class _Site:
     Args:
         charter: under which it runs.
         peer: its id.
-        place: its place in the roster.
+        place: its place in the network.
         number: the seed.
         start: the common initial model, float32 [parameters].
         make: makes its trainer.
         samples: how many it has.
         keeps: whether states are kept, for a peer that may come back.
+        liar: makes what it sends in place of what it trained; None if it sends that.
     """
 
     def __init__(
         self, charter: Charter, peer: PeerId, place: int, number: int, start: Vector, make: Callable[[], Trainer],
-        samples: int, *, keeps: bool,
+        samples: int, *, keeps: bool, liar: LoneLiar | None,
     ) -> None:  # fmt: skip
         averaging = charter.averaging
         self._start, self._make, self._keeps = start, make, keeps
         self._peer, self._place = peer, place
         self._trainer = make()
         self._begun = begun = self._trainer.begin(start)
+        self._liar, self._width = liar, len(begun) - self._trainer.fixed
         self._states: dict[Round, bytes] = {}
         """Of the last two rounds."""
         self._kept: bytes | None = None
@@ -149,7 +165,7 @@ class _Site:
             self._machine = lambda known: PeerMachine(plan, begun, known, weight)
             return
         group = replace(GroupPlan.for_peer(charter, peer), parameters=len(begun), fixed=self._trainer.fixed)
-        keyring = SimulatedKeyring(SECRET, place, len(charter.members))
+        keyring = SimulatedKeyring(SECRET, group.me, len(charter.members))
         entropy = random.Random(f"{number}/entropy/{place}")  # noqa: S311 - a simulation's entropy is drawn from its seed
         masks = None
         if averaging.masks == "on":
@@ -193,7 +209,10 @@ class _Site:
         if self._keeps:
             last = dict(sorted(self._states.items())[-1:])
             self._states = last | {round: self._trainer.state()}
-        return trained.vector, trained.loss, trained.steps
+        sent = trained.vector
+        if self._liar is not None:
+            sent = self._liar.sent(vector, sent, round, self._width)
+        return sent, trained.loss, trained.steps
 
 
 class _Kept(Check):
@@ -229,17 +248,19 @@ class _Ledger(Check):
     Attributes:
         network: the one it watches.
         curve: the rows so far; that before the first round is there from the start.
+        failure: which honest peer failed, and why; empty if none did.
     """
 
     network: Network
 
     def __init__(
         self, scenario: Scenario, parts: Parts, number: int, start: Vector, rounds: int, evaluated: set[int],
-        watch: Callable[[int], None] | None,
+        left: Collection[int], watch: Callable[[int], None] | None,
     ) -> None:  # fmt: skip
         peers = scenario.peers
+        self._left, self.failure = left, ""
         self._peers, self._rounds, self._evaluated, self._watch = peers, rounds, evaluated, watch
-        self._evaluator, self._sampled = evaluator_of(parts), min(scenario.evaluation.peers, peers)
+        self._judge = Judge(scenario, parts)
         self._sent = np.zeros(peers)
         self._records: dict[tuple[int, int], tuple[RoundEnded, float, float]] = {}
         """By round and place: the record, the bytes sent so far, and the time. Of rounds that have no row yet."""
@@ -271,19 +292,20 @@ class _Ledger(Check):
                     self._ended[place], self._is_due = ended.round, True
                     if ended.round < self._rounds:
                         self._note(ended, place)
-                case Finish():
+                case Finish(error):
                     self._is_due = True
+                    # Whoever was away may find that the others have ended, and give up. What fails attackers is theirs.
+                    if error is not None and place not in self._left and place < self._judge.honest:
+                        self.failure = f"{step.peer.name}: {error}"
+                        self.network.halt()
                 case _:
                     pass
 
-    def close(self) -> None:
-        """Add what rows are left, once the network has come to its end."""
+    def closed(self) -> Curve:
+        """Return the curve with all its rows, once the network has come to its end."""
         while not self.curve.outcome and len(self.curve.rows) <= self._rounds:
             self._add(len(self.curve.rows))
-
-    def lacks(self, place: int) -> bool:
-        """Return whether a peer has not ended all rounds of the curve."""
-        return bool(self._ended[place] + 1 < self.curve.rows[-1]["round"])
+        return self.curve
 
     def _note(self, ended: RoundEnded, place: int) -> None:
         self._records[ended.round, place] = (ended, float(self._sent[place]), self.network.now)
@@ -302,6 +324,7 @@ class _Ledger(Check):
     def _add(self, complete: int) -> None:
         """Add the row after so many rounds."""
         losses = np.full(self._peers, math.nan)
+        honest = losses[: self._judge.honest]
         outcomes = ["full"] * self._peers
         for place in range(self._peers) if complete else ():
             self._models[place] = self._adopted(place, complete)
@@ -313,13 +336,13 @@ class _Ledger(Check):
         row: dict[str, float] = {
             "seed": self.curve.number,
             "round": complete,
-            "train_loss": float(np.nanmean(losses)) if not np.isnan(losses).all() else math.nan,
+            "train_loss": float(np.nanmean(honest)) if not np.isnan(honest).all() else math.nan,
             "working": sum(outcome != "skip" for outcome in outcomes),
             "modelled_bytes": float(self._sent_then.mean()),
             "modelled_seconds": self._seconds,
         }
         if complete in self._evaluated:
-            row |= evaluated_row(self._models, self._evaluator, self._sampled, losses, self.curve, complete)
+            row |= self._judge.measure(self._models, losses, self.curve, complete)
         self.curve.add(row)
 
     def _adopted(self, place: int, complete: int) -> Vector:

@@ -16,14 +16,13 @@ import torch
 from numpy.typing import NDArray
 
 from p2pfl import __version__
-from p2pfl.learning.task import Examples, Task, make_model
+from p2pfl.learning.task import make_model
 from p2pfl.learning.vector import initial, layout
 from p2pfl.simulation.asynchronous import run_asynchronous, verify_asynchronous
-from p2pfl.simulation.attacks import success, triggered
 from p2pfl.simulation.charter_terms import verify_peers
-from p2pfl.simulation.curves import Curve, StoppingRule
+from p2pfl.simulation.curves import Curve, StoppingRule, backdoor_of
 from p2pfl.simulation.dense.engine import Engine, Experiment, RoundMetrics
-from p2pfl.simulation.dense.evaluation import Evaluation, Evaluator
+from p2pfl.simulation.dense.evaluation import Evaluation
 from p2pfl.simulation.dense.sampling import derived, sampler_of
 from p2pfl.simulation.dense.variants import Each
 from p2pfl.simulation.exchanges import Relabelled
@@ -31,7 +30,7 @@ from p2pfl.simulation.mixed import GROUPED, Mixed
 from p2pfl.simulation.parts import Parts
 from p2pfl.simulation.peers_engine import run_peers
 from p2pfl.simulation.presence import Presence, Present
-from p2pfl.simulation.runs import BACKDOOR, Run, is_complete, less_is_better, open_simulated, save
+from p2pfl.simulation.runs import Run, is_complete, less_is_better, open_simulated, save
 from p2pfl.simulation.scenario import Scenario
 
 Watch = Callable[[int, int], None]
@@ -103,9 +102,7 @@ class _Seed:
         grouped = terms.topology in GROUPED
         drawn = parts.schedule(derived(number, "topology", terms.topology_seed) % 2**31)
         column = "column" in (drawn.kind, parts.algorithm.needs)
-        placed = drawn if not parts.attackers else Relabelled(
-            drawn, np.random.RandomState(derived(number, "attackers") % 2**32).permutation(scenario.peers)
-        )  # fmt: skip
+        placed = Relabelled(drawn, parts.places(number)) if parts.attackers else drawn
         self.schedule = Present(placed, self.presence, grouped, column)
         self.sampler = sampler_of(parts.shares(number), scenario.training.batch_size, derived(number, "minibatches"))
 
@@ -150,9 +147,7 @@ class _Running:
             )
         )  # fmt: skip
         self._device, self._honest = device, honest
-        self._backdoor = None
-        if parts.attack is not None and parts.attack.name == BACKDOOR:
-            self._backdoor = _Backdoor(parts.task, parts.data.test, float(parts.data.train.inputs.max()), self._engine)
+        self._backdoor = backdoor_of(parts, self._engine.space.blocks, self._engine.space.device)
 
     def finish(self, watch: Watch | None) -> Run:
         began, rounds, engine = time.perf_counter(), self._scenario.training.rounds, self._engine
@@ -191,11 +186,17 @@ class _Running:
                 row |= {"consensus": evaluation.consensus} | evaluation.mean
                 row |= {f"peer_{name}": float(values.mean()) for name, values in evaluation.peers.items()}
                 if self._backdoor is not None:
-                    row |= self._backdoor.measure(place)
+                    row |= self._backdoor.measure(*self._judged(place))
                 curve.peers.append(self._each(curve.number, metrics.round + 1, own, evaluation))
             curve.add(row)
             if metrics.round >= 0 and not all(map(math.isfinite, _health(row))):
                 curve.outcome = "diverged"
+
+    def _judged(self, place: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return a seed's mean model, [P], and its evaluated peers' own, [m, P]."""
+        engine = self._engine
+        space, x, part = engine.space, engine.state["x"], engine.parts[place]
+        return space.mean(x, part), space.rows(x, engine.sample + part.start)
 
     def _each(self, seed: int, round: int, losses: NDArray[np.float64], evaluation: Evaluation) -> pd.DataFrame:
         n = len(losses)
@@ -281,24 +282,3 @@ def _spread(values: list[float | None]) -> dict[str, float | None]:
         return {"median": None, "low": None, "high": None}
     low, median, high = np.percentile(known, [25, 50, 75])
     return {"median": float(median), "low": float(low), "high": float(high)}
-
-
-class _Backdoor:
-    """Measures how often the backdoor's patch is believed."""
-
-    def __init__(self, task: Task, test: Examples, brightest: float, engine: Engine) -> None:
-        patched = Examples(triggered(test.inputs, brightest).to(engine.space.device), test.targets)
-        self._evaluator = Evaluator(task, engine.space.blocks, patched)
-        self._targets = test.targets
-        self._engine = engine
-
-    def measure(self, place: int) -> dict[str, float]:
-        """Return the success with a seed's mean model, and the mean of that with its evaluated peers' own."""
-        engine = self._engine
-        space, x, part = engine.space, engine.state["x"], engine.parts[place]
-        rows = [space.mean(x, part)[None], space.rows(x, engine.sample + part.start)]
-        found = [
-            success(self._evaluator.outputs(row[None])[0].argmax(1), self._targets) for row in torch.cat(rows)
-        ]  # fmt: skip
-        row = {BACKDOOR: found[0]}
-        return row | ({f"peer_{BACKDOOR}": float(np.mean(found[1:]))} if len(found) > 1 else {})
