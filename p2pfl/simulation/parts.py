@@ -69,8 +69,8 @@ class Parts:
         self.algorithm = with_noise(algorithm, scenario)
         self.attackers = scenario.attackers.among(scenario.peers)
         self.attack = ATTACKS[scenario.attackers.attack] if self.attackers else None
-        strength = scenario.attackers.strength
-        self.strength = getattr(self.attack, "strength", math.nan) if strength is None else strength
+        default, given = math.nan if self.attack is None else self.attack.strength, scenario.attackers.strength
+        self.strength = default if given is None else given
         self.pool = self.data.train
         self.steps = _steps(scenario, len(self.data.train))
         # Tasks put what they are judged by first.

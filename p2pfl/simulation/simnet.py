@@ -117,7 +117,7 @@ class Network:
     """A simulated network; `run` runs it.
 
     Args:
-        peers: in the order of the roster; a peer's place is its index.
+        peers: a peer's place is its index; as in the roster, if liars or checks are to know who is who.
         faults: what goes wrong.
         seed: of everything left to chance.
         charter: its hash, for the Hellos.
