@@ -24,16 +24,15 @@ from p2pfl.learning.algorithms import State
 from p2pfl.learning.seeding import seeded
 from p2pfl.learning.space import Request, Space
 from p2pfl.learning.vector import initial
-from p2pfl.simulation.curves import Curve, evaluated_row, evaluator_of
+from p2pfl.simulation.curves import Curve, Judge, StoppingRule
 from p2pfl.simulation.dense.engine import Experiment, Mixing, RoundLocal
-from p2pfl.simulation.dense.evaluation import Evaluator
 from p2pfl.simulation.dense.kernels import kernel_for
 from p2pfl.simulation.dense.sampling import Sampler, derived, sampler_of
 from p2pfl.simulation.hosts import stream
 from p2pfl.simulation.parts import Parts
 from p2pfl.simulation.scenario import Scenario
 
-ELSEWHERE = ("attackers", "defence", "compression", "faults", "stopping", "participation", "privacy")
+ELSEWHERE = ("attackers", "defence", "compression", "faults", "participation", "privacy")
 """What rounds alone have here."""
 
 
@@ -123,19 +122,22 @@ class _Pairs:
         self._exchange_bytes, self._exchanges = 2 * size, 0
 
     def run(self, watch: Callable[[int], None] | None) -> Curve:
-        """Run to the end."""
-        curve, peers, rounds = Curve(self._number), self._scenario.peers, self._scenario.training.rounds
-        evaluator = evaluator_of(self._parts)
-        self._record(curve, 0, 0.0, evaluator)
+        """Run to the end, or until the rule says so."""
+        curve = Curve(self._number, StoppingRule(self._scenario.stopping))
+        peers, rounds = self._scenario.peers, self._scenario.training.rounds
+        judge = Judge(self._scenario, self._parts)
+        self._record(curve, 0, 0.0, judge)
         heap: list[tuple[float, int]] = []
         for peer in range(peers):
             self._locals.append(self._begin(peer))
             heapq.heappush(heap, (self._takes(peer), peer))
         for turn in range(1, rounds * peers + 1):
+            if curve.outcome:
+                break
             now, peer = heapq.heappop(heap)
             self._end(peer)
             if turn % peers == 0:
-                self._record(curve, turn // peers, now, evaluator)
+                self._record(curve, turn // peers, now, judge)
                 if watch is not None:
                     watch(turn // peers)
             self._locals[peer] = self._begin(peer)
@@ -164,7 +166,7 @@ class _Pairs:
         self._losses[peer].append(float(local.loss(None)[0]))
         self._exchanges += 1
 
-    def _record(self, curve: Curve, complete: int, seconds: float, evaluator: Evaluator) -> None:
+    def _record(self, curve: Curve, complete: int, seconds: float, judge: Judge) -> None:
         losses = np.array([np.mean(each) if each else math.nan for each in self._losses])
         self._losses = [[] for _ in self._losses]
         known = losses[~np.isnan(losses)]
@@ -177,9 +179,8 @@ class _Pairs:
             "modelled_seconds": seconds,
         }
         if complete in self._evaluated:
-            sampled = min(self._scenario.evaluation.peers, self._scenario.peers)
-            row |= evaluated_row(self._models(), evaluator, sampled, losses, curve, complete)
-        curve.rows.append(row)
+            row |= judge.measure(self._models(), losses, curve, complete)
+        curve.add(row)
 
     def _models(self) -> NDArray[np.float32]:
         rows = [self._space.rows(state["x"]) for state in self._states]

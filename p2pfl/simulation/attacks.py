@@ -2,7 +2,7 @@
 
 Pure functions. An attacker has a peer's part of the data, and trains as the honest do; then it sends something else,
 the same to everybody, or what it trained on was false. Liars know what all others send in the same round, and act as
-one.
+one; those among real peers' machines know themselves alone.
 """
 
 import math
@@ -65,6 +65,7 @@ class Attack:
         strength: its default; nan: it has none.
         lie: what attackers send; None: what they trained.
         poison: what they train on; None: their data as they are.
+        alone: whether an attacker needs to know nothing of what others send.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Attack:
     strength: float = math.nan
     lie: Lie | None = None
     poison: Poison | None = None
+    alone: bool = True
 
 
 def _sign_flip(scene: Scene, strength: float, random: np.random.Generator) -> Floats:
@@ -166,12 +168,13 @@ ATTACKS: Mapping[str, Attack] = MappingProxyType(
                 "a-little-is-enough",
                 "All send what the honest do on average, less strength times their standard deviation in each "
                 "coordinate; 0: as many as the paper's formula allows.",
-                "Baruch, Baruch, Goldberg 2019, arXiv 1902.06156", 0.0, _little,
+                "Baruch, Baruch, Goldberg 2019, arXiv 1902.06156", 0.0, _little, alone=False,
             ),
             Attack(
                 "inner-product",
                 "All send what the honest had on average, less strength times what these changed on average.",
                 "Xie, Koyejo, Gupta 2020, arXiv 1903.03936; the strength is a guess", 1.0, _inner_product,
+                alone=False,
             ),
             Attack(
                 "free-rider",
@@ -190,6 +193,38 @@ ATTACKS: Mapping[str, Attack] = MappingProxyType(
     }
 )  # fmt: skip
 """By the name that scenarios use."""
+
+
+@dataclass(frozen=True)
+class LoneLiar:
+    """An attacker that knows nothing of others.
+
+    Attributes:
+        lie: of an attack that needs no more.
+        strength: of the attack.
+        draw: returns what chance is drawn from in a round, for one of the vectors that are sent in it.
+        limit: the largest absolute value that can be sent; None for any.
+    """
+
+    lie: Lie
+    strength: float
+    draw: Callable[[int, int], np.random.Generator]
+    limit: float | None
+
+    def sent(self, before: Floats, own: Floats, round: int, width: int) -> Floats:
+        """Return what it sends in a round for `own`, which it trained from `before`: [k width] each.
+
+        The first `width` values are a model's. Vectors behind it are no models: they change from 0.
+        """
+        told = []
+        for number, first in enumerate(range(0, len(own), width)):
+            part = own[first : first + width]
+            began = np.zeros_like(part) if number else before[:width]
+            scene = Scene(part[None][:0], part[None], began, began[None])
+            with np.errstate(over="ignore", invalid="ignore"):
+                told.append(self.lie(scene, self.strength, self.draw(round, number))[0])
+        lies = np.concatenate(told)
+        return lies if self.limit is None else lies.clip(-self.limit, self.limit)
 
 
 def poisoned(attack: Attack, examples: Examples, chosen: NDArray[np.int64], seed: int) -> Examples:

@@ -40,7 +40,7 @@ class Mixed:
     def exchange(self, start: NDArray[np.float32]) -> Counted:
         """Return the exchange, from the initial models of the seeds, [seeds, P]."""
         scenario, parts, schedule = self._scenario, self._parts, self._schedule
-        terms, compression, attackers = scenario.averaging, scenario.compression, scenario.attackers
+        terms, compression = scenario.averaging, scenario.compression
         numbers = scenario.seeds
         plain = self._rule.name == "none"
         made: Exchange = Mixing(schedule) if plain else Robust(schedule, self._rule, scenario.peers)
@@ -56,8 +56,7 @@ class Mixed:
                 gamma=compression.gamma, columns=parts.shared,
             )  # fmt: skip
         if parts.attack is not None and parts.attack.lie is not None:
-            strength = parts.attack.strength if attackers.strength is None else attackers.strength
-            made = Attacked(made, parts.attack.lie, strength, numbers, parts.attackers, start, limit=limit)
+            made = Attacked(made, parts.attack.lie, parts.strength, numbers, parts.attackers, start, limit=limit)
         return Counted(made, parts.compress, start.shape[1] if parts.shared is None else len(parts.shared))
 
     def bill(self, schedule: Present) -> Bill:

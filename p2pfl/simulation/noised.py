@@ -1,4 +1,4 @@
-"""Noise in masked sums, for simulated peers: updates clipped in L2, and Gaussian noise of a charter's deviation added.
+"""Noise in masked sums, for stacked peers: updates clipped in L2, and Gaussian noise of a charter's deviation added.
 
 The noise is float32 and continuous, drawn by the seed, where real peers' is discrete and nobody's to foresee
 (`p2pfl.crypto.private`): its size is the same, and nothing here hides anything.

@@ -43,6 +43,7 @@ class Parts:
         compress: how that is sent.
         attackers: how many peers attack, the last ones.
         attack: what they do; None if nobody attacks.
+        strength: of that; nan where it has none.
 
     Raises:
         InvalidConfig: something in the scenario cannot be run.
@@ -68,6 +69,8 @@ class Parts:
         self.algorithm = with_noise(algorithm, scenario)
         self.attackers = scenario.attackers.among(scenario.peers)
         self.attack = ATTACKS[scenario.attackers.attack] if self.attackers else None
+        default, given = math.nan if self.attack is None else self.attack.strength, scenario.attackers.strength
+        self.strength = default if given is None else given
         self.pool = self.data.train
         self.steps = _steps(scenario, len(self.data.train))
         # Tasks put what they are judged by first.
@@ -89,6 +92,13 @@ class Parts:
         if algorithm.static and drawn.period != 1:
             raise InvalidConfig(f"{algorithm.name} is for one matrix in all rounds, and {terms.topology} changes")
         return drawn
+
+    def places(self, seed: int) -> NDArray[np.int64]:
+        """Return each peer's place in the topology, int64 [n]: its number, but drawn where some attack."""
+        peers = self._scenario.peers
+        if not self.attackers:
+            return np.arange(peers)
+        return np.random.RandomState(derived(seed, "attackers") % 2**32).permutation(peers)
 
     def shares(self, seed: int) -> Shares:
         """Deal the examples. What attackers have is poisoned, if they do that, and put into the pool.

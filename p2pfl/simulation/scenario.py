@@ -192,7 +192,8 @@ class CompressionTerms(Settings):
 class AttackerTerms(Settings):
     """Who lies. Attackers are the last peers; each seed draws their places in the topology.
 
-    Evaluations are of honest peers and of their mean alone. With the attack none all are honest.
+    Evaluations are of honest peers and of their mean alone. With the attack none all are honest. The engine simnet has
+    those that need to know nothing of what others send.
 
     Attributes:
         attack: `p2pfl scenario explain` lists them.
@@ -259,7 +260,8 @@ class Faults(Settings):
     average among themselves.
 
     Attributes:
-        missed: the probability that a peer, having trained, misses a round's exchange.
+        missed: the probability that a peer, having trained, misses a round's exchange; of the engine dense alone, as
+            among real peers no exchange fails alone.
         leave: the probability that a peer that is here leaves before a round.
         rejoin: the probability that one that left is back before a round, with the model it left with.
         parts: into how many parts, equal and drawn by the seed, the network is split for a while; 1: it is not. Peers
@@ -353,7 +355,8 @@ class Scenario(Settings):
             and trainers over the simulated network, some tens of them, on a charter's topologies; and ad-psgd, which
             runs in virtual time by an engine of its own.
         seeds: each draws its own shares, initial model, minibatches, topology and faults. They run side by side.
-        participation: the fraction of peers that take part in a round, at least one, drawn anew each round.
+        participation: the fraction of peers that take part in a round, at least one, drawn anew each round; of the
+            engine dense alone, as of real peers all take part.
         sweep: lists of values by dotted key, such as `"data.alpha" = [0.1, 1.0]`: `p2pfl sweep` runs every combination.
     """
 

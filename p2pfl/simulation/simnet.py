@@ -117,7 +117,7 @@ class Network:
     """A simulated network; `run` runs it.
 
     Args:
-        peers: in the order of the roster; a peer's place is its index.
+        peers: a peer's place is its index; as in the roster, if liars or checks are to know who is who.
         faults: what goes wrong.
         seed: of everything left to chance.
         charter: its hash, for the Hellos.
@@ -158,7 +158,7 @@ class Network:
         self.peers = [Host(place, spec, seed) for place, spec in enumerate(peers)]
         self._links = self._make_links()
         self.quorum = quorum
-        self._unfinished = 0
+        self._unfinished, self._halted = 0, False
         self._effects = self._carriers()
         for peer in self.peers:
             peer.lying = peer.place in faults.liars
@@ -198,7 +198,7 @@ class Network:
         return [Link(self.peers[first], self.peers[second], self.seed) for first, second in sorted(pairs)]
 
     def run(self, patience: float) -> None:
-        """Run until every honest peer that lives has finished.
+        """Run until every honest peer that lives has finished, or somebody halts the network.
 
         Args:
             patience: virtual seconds after the last fault's end within which that must be.
@@ -208,7 +208,7 @@ class Network:
         """
         limit = self.faults.healed_at + patience
         heap = self._heap
-        while self._unfinished:
+        while self._unfinished and not self._halted:
             if not heap:
                 raise InvariantViolated(f"nothing will ever happen, and {self._missing()} not finished")
             at, _, happen, arguments = heapq.heappop(heap)
@@ -220,6 +220,10 @@ class Network:
                 raise InvariantViolated(f"{self._missing()} not finished after {self.steps} inputs")
             self.now = at
             happen(*arguments)
+
+    def halt(self) -> None:
+        """Let `run` return after what happens now, whoever has not finished."""
+        self._halted = True
 
     def _count(self) -> None:
         self._unfinished = sum(not (peer.finished or peer.gone or peer.lying) for peer in self.peers)

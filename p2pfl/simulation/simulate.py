@@ -16,15 +16,13 @@ import torch
 from numpy.typing import NDArray
 
 from p2pfl import __version__
-from p2pfl.core.errors import InvalidConfig
-from p2pfl.learning.task import Examples, Task, make_model
+from p2pfl.learning.task import make_model
 from p2pfl.learning.vector import initial, layout
 from p2pfl.simulation.asynchronous import run_asynchronous, verify_asynchronous
-from p2pfl.simulation.attacks import success, triggered
 from p2pfl.simulation.charter_terms import verify_peers
-from p2pfl.simulation.curves import Curve
+from p2pfl.simulation.curves import Curve, StoppingRule, backdoor_of
 from p2pfl.simulation.dense.engine import Engine, Experiment, RoundMetrics
-from p2pfl.simulation.dense.evaluation import Evaluation, Evaluator
+from p2pfl.simulation.dense.evaluation import Evaluation
 from p2pfl.simulation.dense.sampling import derived, sampler_of
 from p2pfl.simulation.dense.variants import Each
 from p2pfl.simulation.exchanges import Relabelled
@@ -32,7 +30,7 @@ from p2pfl.simulation.mixed import GROUPED, Mixed
 from p2pfl.simulation.parts import Parts
 from p2pfl.simulation.peers_engine import run_peers
 from p2pfl.simulation.presence import Presence, Present
-from p2pfl.simulation.runs import BACKDOOR, Run, is_complete, less_is_better, open_simulated, save
+from p2pfl.simulation.runs import Run, is_complete, less_is_better, open_simulated, save
 from p2pfl.simulation.scenario import Scenario
 
 Watch = Callable[[int, int], None]
@@ -96,7 +94,7 @@ class _Seed:
 
     def __init__(self, scenario: Scenario, number: int, parts: Parts) -> None:
         faults, terms = scenario.faults, scenario.averaging
-        self.number = number
+        self.curve = Curve(number, StoppingRule(scenario.stopping))
         self.presence = Presence(
             scenario.peers, number, participation=scenario.participation, missed=faults.missed, leave=faults.leave,
             rejoin=faults.rejoin, parts=faults.parts, split=faults.split, heal=faults.heal,
@@ -104,15 +102,9 @@ class _Seed:
         grouped = terms.topology in GROUPED
         drawn = parts.schedule(derived(number, "topology", terms.topology_seed) % 2**31)
         column = "column" in (drawn.kind, parts.algorithm.needs)
-        placed = drawn if not parts.attackers else Relabelled(
-            drawn, np.random.RandomState(derived(number, "attackers") % 2**32).permutation(scenario.peers)
-        )  # fmt: skip
+        placed = Relabelled(drawn, parts.places(number)) if parts.attackers else drawn
         self.schedule = Present(placed, self.presence, grouped, column)
         self.sampler = sampler_of(parts.shares(number), scenario.training.batch_size, derived(number, "minibatches"))
-        self.rows: list[dict[str, float]] = []
-        self.peers: list[pd.DataFrame] = []
-        self.stop = _Stop(scenario)
-        self.outcome = ""
 
 
 class _Running:
@@ -155,37 +147,34 @@ class _Running:
             )
         )  # fmt: skip
         self._device, self._honest = device, honest
-        self._backdoor = None
-        if parts.attack is not None and parts.attack.name == BACKDOOR:
-            self._backdoor = _Backdoor(parts.task, parts.data.test, float(parts.data.train.inputs.max()), self._engine)
+        self._backdoor = backdoor_of(parts, self._engine.space.blocks, self._engine.space.device)
 
     def finish(self, watch: Watch | None) -> Run:
         began, rounds, engine = time.perf_counter(), self._scenario.training.rounds, self._engine
         nothing = torch.full((engine.space.n,), math.nan)
         self._record(RoundMetrics(-1, nothing, engine.evaluate()))
-        while engine.round < rounds and any(not seed.outcome for seed in self._seeds):
+        while engine.round < rounds and any(not seed.curve.outcome for seed in self._seeds):
             self._record(engine.step())
             if watch is not None:
                 watch(engine.round, rounds)
-        for seed in self._seeds:
-            seed.outcome = seed.outcome or "done"
         seconds, space = time.perf_counter() - began, self._engine.space
         told = {"engine": "dense", "tier": self._engine.tier, "device": str(self._device)}
-        return _result(self._scenario, self._parts, self._seeds, told, space.size, seconds)
+        return _result(self._scenario, self._parts, [seed.curve for seed in self._seeds], told, space.size, seconds)
 
     def _record(self, metrics: RoundMetrics) -> None:
         """Add a round to each seed's curve that has not ended."""
         n = self._scenario.peers
         losses = metrics.loss.double().cpu().numpy()
         for place, seed in enumerate(self._seeds):
-            if seed.outcome:
+            curve = seed.curve
+            if curve.outcome:
                 continue
             own, bill = losses[place * n : (place + 1) * n], self._bills[place]
             if metrics.round >= 0:
                 bill.add(metrics.round, self._exchange.size)
             known = own[: self._honest][~np.isnan(own[: self._honest])]
             row: dict[str, float] = {
-                "seed": seed.number,
+                "seed": curve.number,
                 "round": metrics.round + 1,
                 "train_loss": float(known.mean()) if len(known) else math.nan,
                 "working": int(seed.presence.working(metrics.round).sum()) if metrics.round >= 0 else n,
@@ -197,12 +186,17 @@ class _Running:
                 row |= {"consensus": evaluation.consensus} | evaluation.mean
                 row |= {f"peer_{name}": float(values.mean()) for name, values in evaluation.peers.items()}
                 if self._backdoor is not None:
-                    row |= self._backdoor.measure(place)
-                seed.peers.append(self._each(seed.number, metrics.round + 1, own, evaluation))
-                seed.outcome = seed.stop.now(row)
+                    row |= self._backdoor.measure(*self._judged(place))
+                curve.peers.append(self._each(curve.number, metrics.round + 1, own, evaluation))
+            curve.add(row)
             if metrics.round >= 0 and not all(map(math.isfinite, _health(row))):
-                seed.outcome = "diverged"
-            seed.rows.append(row)
+                curve.outcome = "diverged"
+
+    def _judged(self, place: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return a seed's mean model, [P], and its evaluated peers' own, [m, P]."""
+        engine = self._engine
+        space, x, part = engine.space, engine.state["x"], engine.parts[place]
+        return space.mean(x, part), space.rows(x, engine.sample + part.start)
 
     def _each(self, seed: int, round: int, losses: NDArray[np.float64], evaluation: Evaluation) -> pd.DataFrame:
         n = len(losses)
@@ -216,7 +210,7 @@ class _Running:
 
 
 def _result(
-    scenario: Scenario, parts: Parts, curves: "Sequence[_Seed | Curve]", engine: Mapping[str, str], size: int,
+    scenario: Scenario, parts: Parts, curves: Sequence[Curve], engine: Mapping[str, str], size: int,
     seconds: float,
 ) -> Run:  # fmt: skip
     """Sum a run up.
@@ -265,7 +259,7 @@ def _health(row: Mapping[str, float]) -> list[float]:
     return [*losses, *(row[key] for key in ("loss", "consensus") if key in row)]
 
 
-def _final(seed: "_Seed | Curve", peers: pd.DataFrame, metric: str) -> dict[str, Any]:
+def _final(seed: Curve, peers: pd.DataFrame, metric: str) -> dict[str, Any]:
     """Return how a seed ended: its last row in which models were evaluated, and how its peers differ."""
     last = [row for row in seed.rows if "consensus" in row][-1]
     final = {key: value for key, value in last.items() if key not in ("seed", "round", "working", "train_loss")}
@@ -275,7 +269,7 @@ def _final(seed: "_Seed | Curve", peers: pd.DataFrame, metric: str) -> dict[str,
             final["worst_peer"] = float(own.max() if less_is_better(metric) else own.min())
     return {
         "seed": seed.number,
-        "outcome": seed.outcome,
+        "outcome": seed.outcome or "done",
         "rounds": seed.rows[-1]["round"],
         "final": {key: value if math.isfinite(value) else None for key, value in final.items()},
     }
@@ -288,57 +282,3 @@ def _spread(values: list[float | None]) -> dict[str, float | None]:
         return {"median": None, "low": None, "high": None}
     low, median, high = np.percentile(known, [25, 50, 75])
     return {"median": float(median), "low": float(low), "high": float(high)}
-
-
-class _Stop:
-    """Decides when a seed's run ends early."""
-
-    def __init__(self, scenario: Scenario) -> None:
-        self._terms = scenario.stopping
-        self._sign = -1.0 if less_is_better(self._terms.metric) else 1.0
-        self._best, self._since = -math.inf, 0
-
-    def now(self, row: Mapping[str, float]) -> str:
-        """Return why to stop after an evaluation; nothing to go on.
-
-        Raises:
-            InvalidConfig: the metric is none of the task's.
-        """
-        terms = self._terms
-        if not terms.metric:
-            return ""
-        if terms.metric not in row:
-            known = [key for key in row if key not in _NO_METRICS]
-            raise InvalidConfig(f"stopping.metric: {terms.metric!r} is not measured; there are {', '.join(known)}")
-        value = self._sign * row[terms.metric]
-        if terms.target is not None and value >= self._sign * terms.target:
-            return "reached"
-        if value > self._best + terms.improvement:
-            self._best, self._since = value, 0
-        else:
-            self._since += 1
-        return "stopped" if terms.patience and self._since >= terms.patience else ""
-
-
-_NO_METRICS = ("seed", "round", "train_loss", "working", "modelled_bytes", "modelled_seconds")
-
-
-class _Backdoor:
-    """Measures how often the backdoor's patch is believed."""
-
-    def __init__(self, task: Task, test: Examples, brightest: float, engine: Engine) -> None:
-        patched = Examples(triggered(test.inputs, brightest).to(engine.space.device), test.targets)
-        self._evaluator = Evaluator(task, engine.space.blocks, patched)
-        self._targets = test.targets
-        self._engine = engine
-
-    def measure(self, place: int) -> dict[str, float]:
-        """Return the success with a seed's mean model, and the mean of that with its evaluated peers' own."""
-        engine = self._engine
-        space, x, part = engine.space, engine.state["x"], engine.parts[place]
-        rows = [space.mean(x, part)[None], space.rows(x, engine.sample + part.start)]
-        found = [
-            success(self._evaluator.outputs(row[None])[0].argmax(1), self._targets) for row in torch.cat(rows)
-        ]  # fmt: skip
-        row = {BACKDOOR: found[0]}
-        return row | ({f"peer_{BACKDOOR}": float(np.mean(found[1:]))} if len(found) > 1 else {})

@@ -86,6 +86,20 @@ def test_a_row_stands_for_as_many_gradients_as_a_round():
     np.testing.assert_allclose(np.diff(sent), 2 * 4 * 4810)
 
 
+def test_a_run_ends_where_the_rule_says():
+    many = {"evaluation": {"times": ROUNDS + 1}}
+    whole = simulate(scenario(**many))
+    run = simulate(scenario(stopping={"metric": "accuracy", "target": 0.8}, **many))
+    for seed, rows in whole.frame.groupby("seed"):
+        reached = int(np.argmax(rows["accuracy"] >= 0.8))
+        ended = run.frame[run.frame["seed"] == seed]
+        assert 0 < ended["round"].max() == reached < ROUNDS
+        pd.testing.assert_frame_equal(
+            ended.reset_index(drop=True), rows.head(len(ended)).reset_index(drop=True), check_exact=True
+        )
+    assert {seed["outcome"] for seed in run.summary["seeds"]} == {"reached"}
+
+
 @pytest.mark.parametrize(
     ("values", "reason"),
     [

@@ -15,7 +15,18 @@ from p2pfl.gossip.robust import (
     TrimmedMean,
 )
 from p2pfl.learning.task import Examples
-from p2pfl.simulation.attacks import ATTACKS, PATCH, TARGET, Scene, classes_of, deviations, poisoned, success, triggered
+from p2pfl.simulation.attacks import (
+    ATTACKS,
+    PATCH,
+    TARGET,
+    LoneLiar,
+    Scene,
+    classes_of,
+    deviations,
+    poisoned,
+    success,
+    triggered,
+)
 
 PEERS, ATTACKERS, VALUES = 20, 5, 400
 LIES = [name for name, attack in ATTACKS.items() if attack.lie is not None and name != "backdoor"]
@@ -67,6 +78,32 @@ def test_lies_are_what_they_are_called():
     np.testing.assert_allclose(ipm[0] - before, -0.5 * (mean - before))
     little = sent("a-little-is-enough", seen, 1.5)
     np.testing.assert_allclose(little, np.broadcast_to(mean - 1.5 * seen.honest.std(0), little.shape))
+
+
+def test_a_liar_alone_lies_about_each_vector_and_within_its_limit():
+    random = generator()
+    before, own = random.normal(0.0, 1.0, (2, 10)).astype(np.float32)
+    numbers = []
+
+    def draw(round, vector):
+        numbers.append((round, vector))
+        return generator(vector)
+
+    liar = LoneLiar(ATTACKS["sign-flip"].lie, 2.0, draw, None)
+    sent = liar.sent(before, own, 3, 5)
+    np.testing.assert_allclose(sent[:5], before[:5] - 2 * (own[:5] - before[:5]), rtol=1e-6)
+    np.testing.assert_allclose(sent[5:], -2 * own[5:], rtol=1e-6)
+    assert sent.dtype == np.float32
+    assert numbers == [(3, 0), (3, 1)]
+    cut = LoneLiar(ATTACKS["scaling"].lie, 1e38, draw, 4.0).sent(before, own, 3, 5)
+    assert (np.abs(cut) == 4.0).all()
+
+
+def test_attacks_say_whether_they_need_to_know_the_others():
+    seen = scene()
+    unknown = Scene(np.full_like(seen.honest, np.nan), seen.own, np.full(VALUES, np.nan), seen.own_before)
+    for name in LIES:
+        assert np.isfinite(sent(name, unknown)).all() == ATTACKS[name].alone
 
 
 def test_z_of_a_little_is_enough_is_the_papers():

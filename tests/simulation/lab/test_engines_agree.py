@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from p2pfl import cli
-from p2pfl.core.errors import InvalidConfig
+from p2pfl.core.errors import InvalidConfig, RoundFailed
 from p2pfl.core.settings import validate
 from p2pfl.core.trace import PeerStarted, RoundEnded
 from p2pfl.crypto.suite import suite
@@ -96,6 +97,120 @@ def test_one_group_of_all_averages_as_the_complete_graph_does_masked_or_not():
         assert (run.frame["consensus"].dropna() < 1e-9).all()
 
 
+ONE_GROUP = {"topology": "groups", "group_size": 6}
+COMPLETE, MASKED = {"topology": "complete"}, ONE_GROUP | {"masks": "on"}
+
+
+@pytest.mark.parametrize(
+    ("attack", "averaging", "algorithm"),
+    [
+        ({"attack": "sign-flip", "count": 2, "strength": 1.0}, COMPLETE, "d-psgd"),
+        ({"attack": "sign-flip", "count": 2, "strength": 1.0}, MASKED, "d-psgd"),
+        ({"attack": "sign-flip", "count": 2, "strength": 0.5}, MASKED, "k-gt"),
+        ({"attack": "scaling", "count": 1, "strength": 3.0}, ONE_GROUP, "d-psgd"),
+        ({"attack": "free-rider", "count": 2}, MASKED, "d-psgd"),
+        ({"attack": "label-flip", "count": 2}, {"topology": "ring"}, "d-psgd"),
+        ({"attack": "label-flip", "count": 2}, MASKED, "d-psgd"),
+        ({"attack": "backdoor", "count": 2, "strength": 2.0}, MASKED, "d-psgd"),
+    ],
+)
+def test_attackers_do_the_same_in_both_engines(attack, averaging, algorithm):
+    """Liars where all adopt one average, themselves too: elsewhere those of stacked tensors forget their lies."""
+    terms = {"attackers": attack, "averaging": averaging, "training": {"algorithm": algorithm}}
+    dense, peers = simulate(scenario(**terms)), simulate(scenario(engine="simnet", **terms))
+    backdoor = ["backdoor", "peer_backdoor"] if attack["attack"] == "backdoor" else []
+    for column in ("train_loss", "consensus", "loss", "peer_loss", *backdoor):
+        np.testing.assert_allclose(peers.frame[column], dense.frame[column], rtol=4e-3, atol=1e-6, err_msg=column)
+    for run in (dense, peers):
+        judged = run.peers.groupby("peer")["loss"].count()
+        assert (judged > 0).tolist() == [True] * (6 - attack["count"]) + [False] * attack["count"]
+    assert peers.frame.columns.tolist() == dense.frame.columns.tolist()
+    assert peers.summary["attackers"] == attack["count"]
+    honest = simulate(scenario(averaging=averaging, training={"algorithm": algorithm}, engine="simnet"))
+    assert peers.frame["loss"].iloc[ROUNDS] != pytest.approx(honest.frame["loss"].iloc[ROUNDS], rel=0.005)
+
+
+def test_equal_seeds_give_equal_lies():
+    noisy = scenario(attackers={"attack": "gaussian", "count": 2, "strength": 0.1}, engine="simnet")
+    one, other = simulate(noisy), simulate(noisy)
+    pd.testing.assert_frame_equal(one.frame, other.frame, check_exact=True)
+
+
+def test_peers_refuse_lies_that_are_no_models_and_go_on():
+    """Stacked tensors take them in."""
+    terms = {"seeds": [3], "averaging": COMPLETE, "attackers": {"attack": "gaussian", "count": 1, "strength": 1e34}}
+    assert simulate(scenario(**terms)).summary["seeds"][0]["outcome"] == "diverged"
+    run = simulate(scenario(engine="simnet", **terms))
+    assert run.summary["seeds"][0]["outcome"] == "done"
+    assert run.frame["train_loss"].iloc[-1] < run.frame["train_loss"].iloc[1]
+    assert run.frame["working"].iloc[-1] == 5, "the attacker took its own lie in, and trains no more"
+
+
+def test_behind_masks_a_lie_ends_at_the_clip():
+    lies = {"attack": "gaussian", "count": 1, "strength": 1e34}
+    averaging = MASKED | {"clip": 8.0}
+    run = simulate(scenario(seeds=[3], averaging=averaging, attackers=lies, training={"rounds": 1}, engine="simnet"))
+    assert run.frame["working"].tolist() == [6, 6]
+    assert 10 < run.frame["loss"].iloc[-1] < 1e4
+
+
+def test_what_lies_make_of_models_can_end_honest_peers():
+    """The average has values near the clip; local steps lead beyond, and a machine does not send that."""
+    lies = {"attack": "scaling", "count": 1, "strength": 1e6}
+    with pytest.raises(RoundFailed, match=r"peer-[0-4]: .* exceed the clip"):
+        simulate(scenario(seeds=[3], averaging=MASKED, attackers=lies, engine="simnet"))
+
+
+EACH_ROUND = {"times": ROUNDS + 1, "peers": 6}
+
+
+def test_a_run_ends_at_the_same_evaluation_in_both_engines():
+    """Rows until then are those of a run that goes on."""
+    whole = simulate(scenario(evaluation=EACH_ROUND, engine="simnet"))
+    losses = whole.frame[whole.frame["seed"] == 3]["loss"].to_numpy()
+    rules = {
+        "reached": {"metric": "loss", "target": float(losses[2:4].mean())},
+        "stopped": {"metric": "peer_loss", "patience": 2, "improvement": 10.0},
+    }
+    for outcome, rule in rules.items():
+        dense, peers = (
+            simulate(scenario(evaluation=EACH_ROUND, stopping=rule, engine=each)) for each in ("dense", "simnet")
+        )
+        assert list(peers.frame["round"]) == list(dense.frame["round"])
+        assert [seed["outcome"] for seed in peers.summary["seeds"]] == [outcome] * 2
+        for seed, rows in peers.frame.groupby("seed"):
+            before = whole.frame[whole.frame["seed"] == seed].head(len(rows))
+            pd.testing.assert_frame_equal(rows, before.set_index(rows.index), check_exact=True)
+            assert peers.peers[peers.peers["seed"] == seed]["round"].max() == rows["round"].max()
+    assert simulate(scenario(stopping={"metric": "loss", "target": 1e9}, engine="simnet")).frame["round"].max() == 0
+
+
+def test_a_network_stops_when_its_run_has_ended():
+    steps = []
+    rule = {"metric": "loss", "patience": 1, "improvement": 10.0}
+    training = {"rounds": 200, "local_steps": 1, "batch_size": 40}
+    terms = scenario(seeds=[3], training=training, evaluation={"times": 201}, stopping=rule, engine="simnet")
+    run = simulate(terms, watch=lambda complete, _: steps.append(complete))
+    assert run.frame["round"].max() == 1
+    assert steps[-1] <= 3
+
+
+def test_a_run_among_peers_that_leave_ends_where_the_rule_says():
+    faults = {"faults": {"leave": 0.1, "rejoin": 0.3}, "evaluation": EACH_ROUND, "engine": "simnet"}
+    whole = simulate(scenario(**faults))
+    for seed, rows in whole.frame.groupby("seed"):
+        target = {"metric": "loss", "target": rows["loss"].iloc[3]}
+        run = simulate(scenario(seeds=[seed], stopping=target, **faults))
+        assert run.frame["round"].max() == np.flatnonzero(rows["loss"] <= target["target"])[0]
+        pd.testing.assert_frame_equal(run.frame, rows.head(len(run.frame)).reset_index(drop=True), check_exact=True)
+
+
+@pytest.mark.parametrize("engine", ["dense", "simnet"])
+def test_a_rule_of_what_is_not_measured_is_refused(engine):
+    with pytest.raises(InvalidConfig, match="'auc' is not measured; there are"):
+        simulate(scenario(stopping={"metric": "auc", "patience": 1}, engine=engine))
+
+
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
@@ -103,8 +218,10 @@ def test_one_group_of_all_averages_as_the_complete_graph_does_masked_or_not():
         ({"training": {"algorithm": "push-sum"}}, "push-sum is for links that go one way"),
         ({"training": {"algorithm": "d2", "local_steps": 1}}, "d2 is for one mixing matrix in all rounds"),
         ({"averaging": {"topology": "base-graph"}}, "a charter has no such terms"),
-        ({"faults": {"missed": 0.1}}, 'faults.missed is for the engine "dense"'),
-        ({"participation": 0.5}, 'participation is for the engine "dense"'),
+        ({"faults": {"missed": 0.1}}, "faults.missed: among real peers no exchange fails alone"),
+        ({"participation": 0.5}, "participation: real members all take part in every round"),
+        ({"attackers": {"attack": "inner-product", "count": 1}}, "a real peer has sent its own before it sees that"),
+        ({"attackers": {"attack": "a-little-is-enough", "count": 1}}, "from what all others send in the round"),
         ({"defence": {"rule": "median"}}, "real peers have no defence yet"),
         ({"peers": 1000}, "takes 256 at most"),
     ],
