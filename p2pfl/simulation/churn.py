@@ -2,7 +2,8 @@
 
 Who leaves before a round and who is back is drawn as for stacked tensors (`p2pfl.simulation.presence`). Here a peer
 that leaves is killed at the end of its last round. It is started again, and goes on from its last checkpoint, when the
-first of the others has reached the round in which it is to be back: so it is some rounds late, as real peers are.
+first of the others has reached the round in which it is to be back: so it is some rounds late, as real peers are. While
+those who are left are too few to get on, each round that they could have had brings it nearer all the same.
 """
 
 import math
@@ -30,7 +31,8 @@ class Churn:
     Args:
         scenario: whose faults.
         number: the seed.
-        longest: virtual seconds that each round of a split network may take before it heals by itself.
+        longest: virtual seconds that a round may take: a split network heals by itself after so many for each round of
+            the split, and where no peer gets on, whoever is away comes back as if rounds had passed.
 
     Attributes:
         schedule: what goes wrong from the start.
@@ -44,9 +46,11 @@ class Churn:
             peers, number, leave=faults.leave, rejoin=faults.rejoin, parts=faults.parts, split=faults.split,
             heal=faults.heal,
         )  # fmt: skip
-        self._longest = longest * (faults.heal - faults.split)
+        self._longest = longest
         self._front = 0
         """The round that the first peer is in."""
+        self._idle, self._moved = 0, 0.0
+        """How many rounds' time has passed since the first peer came into its round, and when the last of them did."""
         self._away: set[int] = set()
         self._split: Partition | None = None
         lost = (Loss(0.0, math.inf, faults.loss),) if faults.loss else ()
@@ -59,12 +63,16 @@ class Churn:
         """Look at a step, as `Director` says."""
         del input
         struck: list[tuple[int, Fault]] = []
+        if self._away and network.now >= self._moved + self._longest:
+            self._idle, self._moved = self._idle + 1, network.now
+            self._bring_back(network)
         for effect in effects:
             if not isinstance(effect, Emit) or not isinstance(effect.event, RoundEnded):
                 continue
             entered = effect.event.round + 1
             while self._front < min(entered, self._rounds):
                 self._front += 1
+                self._idle, self._moved = 0, network.now
                 struck += [(len(effects), fault) for fault in self._advance(network)]
             if entered < self._rounds and self._leaves(network, peer.place, entered):
                 self._away.add(peer.place)
@@ -86,11 +94,14 @@ class Churn:
             self._split = None
         if is_over:
             return ()
-        here = self._presence.working(self._front)
+        self._bring_back(network)
+        return self._splits(network.now)
+
+    def _bring_back(self, network: Network) -> None:
+        here = self._presence.working(self._front + self._idle)
         for place in sorted(place for place in self._away if here[place]):
             self._away.discard(place)
             network.restart(place)
-        return self._splits(network.now)
 
     def _splits(self, now: float) -> Sequence[Fault]:
         """Return the partition that begins now, if the network is to be split and is whole."""
@@ -98,5 +109,6 @@ class Churn:
         if sides is None or self._split is not None:
             return ()
         groups = tuple(tuple(np.flatnonzero(sides == side).tolist()) for side in np.unique(sides))
-        self._split = Partition(now, now + self._longest, groups, silent=False)
+        lasts = self._longest * (self._heal - self._front)
+        self._split = Partition(now, now + lasts, groups, silent=False)
         return (self._split,)

@@ -47,6 +47,13 @@ def test_rounds_go_on_without_those_who_left_and_they_come_back(averaging, algor
     assert run.frame["train_loss"].iloc[-1] < 0.5 * run.frame["train_loss"].iloc[1]
 
 
+def test_who_is_away_comes_back_also_where_those_left_are_too_few_to_get_on():
+    averaging, faults = {"topology": "groups", "group_size": 6, "masks": "on"}, {"leave": 0.1, "rejoin": 0.4}
+    run = simulate(scenario(peers=6, averaging=averaging, faults=faults, training={"rounds": 12}))
+    assert run.summary["seeds"][0]["outcome"] == "done"
+    assert run.frame["round"].iloc[-1] == 12
+
+
 def test_equal_seeds_give_equal_bits_whatever_goes_wrong():
     wrong = {"leave": 0.08, "rejoin": 0.3, "loss": 0.02, "parts": 2, "split": 3, "heal": 7}
     one, other = simulate(scenario(faults=wrong)), simulate(scenario(faults=wrong))
