@@ -127,7 +127,10 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Bye:
-    """The sender takes part in no round after this one; all its updates up to it are sent."""
+    """The sender takes part in no round after this one; all its updates up to it are sent.
+
+    In groups a round after training stands here only if the sender holds an average that was released after training.
+    """
 
     kind: ClassVar[int] = 3
     charter: bytes

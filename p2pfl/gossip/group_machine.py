@@ -13,8 +13,8 @@ alone.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import networkx as nx
@@ -81,7 +81,7 @@ from p2pfl.gossip.grouping import (
     star_colluders,
     stars,
 )
-from p2pfl.gossip.membership import NO_ROUND, Members
+from p2pfl.gossip.membership import NO_ROUND, Known, Members
 from p2pfl.gossip.patience import Patience
 from p2pfl.gossip.release import Keyring, Released, Terms, verified_release
 from p2pfl.gossip.secure_sum import MaskTerms
@@ -273,6 +273,33 @@ class _Training:
     base: Vector | None = None
 
 
+@dataclass
+class _End:
+    """What is known of the members' common end.
+
+    Attributes:
+        tries: rounds after training that are over.
+        common: the average of all after training, once this peer has taken it over: with it it ends.
+        shown: which such average others have shown that they hold; None for one that was not looked at.
+    """
+
+    tries: int = 0
+    common: Released | None = None
+    shown: dict[int, Released | None] = field(default_factory=dict)
+
+    def is_shared(self, members: Iterable[tuple[int, Known]]) -> bool:
+        """Return whether each of the other members is known to have left with the average that this peer holds."""
+        return self.common is not None and all(self._holds(*each, self.common) for each in members)
+
+    def _holds(self, place: int, known: Known, common: Released) -> bool:
+        if known.left_after is None or known.left_after < common.round:
+            return False
+        if place not in self.shown:
+            return place in common.survivors
+        shown = self.shown[place]
+        return shown is not None and shown.is_as(common)
+
+
 class GroupMachine:
     """The machine of one peer; see the module.
 
@@ -339,7 +366,7 @@ class GroupMachine:
         """Until when neighbors are waited for at a round's end."""
         self._hopeless_at: float | None = None
         """Since when this round's star has been without its centre, or with too few leaves."""
-        self._tries, self._agreed = 0, False
+        self._end = _End()
         self._sight: tuple[object, _Sight] | None = None
         """Of which fingerprint, round and group, and how these members seem."""
         self._is_noted = self._is_over_told = False
@@ -356,7 +383,8 @@ class GroupMachine:
         """How many statements and chunks are in memory; bounded, whatever others send."""
         sessions = [*self._past.values(), *([self._session] if self._session is not None else [])]
         early = sum(map(len, self._early.values()))
-        return sum(session.held for session in sessions) + early + len(self._latest) + len(self._sync)
+        proven = len(self._sync) + len(self._end.shown)
+        return sum(session.held for session in sessions) + early + len(self._latest) + proven
 
     @property
     def round(self) -> Round:
@@ -448,7 +476,7 @@ class GroupMachine:
             # A member whose disk was restored from an old copy learns here what it has signed since.
             effects.append(self._tell(place, self._latest[place]))
         if self._state is State.LEAVING:
-            effects.append(Send(peer, Bye(self._plan.charter, Round(self._round - 1))))
+            effects += self._goodbye(place)
         return effects
 
     def _on_link_down(self, peer: PeerId, reason: str, now: Seconds) -> list[Effect]:
@@ -615,7 +643,7 @@ class GroupMachine:
         if released is None:
             return []
         data: Bytes = np.frombuffer(payload, np.uint8)
-        return [Compute(f"sync/{place}/{released.round}", lambda: released.open(data), data.nbytes)]
+        return [Compute(f"sync/{place}", lambda: (released, released.open(data)), data.nbytes)]
 
     # Training
 
@@ -955,11 +983,10 @@ class GroupMachine:
         effects: list[Effect] = [*notes, Emit(record), Adopt(ended, self.model, self._mixed)]
         self._round = Round(ended + 1)
         if ended >= self._plan.rounds:
-            self._tries += 1
-            everybody = len(record.heard) + 1 == len(self._plan.roster)
-            self._agreed = record.outcome == Outcome.FULL and everybody
-            together = record.outcome in (Outcome.FULL, Outcome.LATE) and len(self._plan.groups(ended)) == 1
-            over = self._stop_asked or self._tries >= self._plan.settle_rounds or self._is_deserted(now)
+            self._end.tries += 1
+            together = record.outcome in (Outcome.FULL, Outcome.LATE) and self._is_of_all(ended)
+            self._end.common = session.release() if together else None
+            over = self._stop_asked or self._end.tries >= self._plan.settle_rounds or self._is_deserted(now)
             if not together and not self._stop_asked and self._have_others_left():
                 return effects + self._begin_sync(now, last=True)
             if together or over:
@@ -967,6 +994,10 @@ class GroupMachine:
         if self._stop_asked:
             return effects + self._leave(now)
         return effects + self._go_on(now)
+
+    def _is_of_all(self, round: Round) -> bool:
+        """Return whether all members are in one group of this round, after training."""
+        return self._plan.graph is None and round >= self._plan.rounds and len(self._plan.roster) <= MAX_GROUP
 
     def _have_others_left(self) -> bool:
         left = sum(known.linked and known.left_after is not None for _, known in self._members.items())
@@ -1029,15 +1060,27 @@ class GroupMachine:
         return Round(self._plan.rounds + max(0, self._plan.settle_rounds - 1))
 
     def _newest_base(self) -> Round:
-        """Return the first round whose average would be newer than what this peer has."""
-        return Round(self._synced + 1)
+        """Return the first round whose average would be newer than what this peer has.
+
+        Or the same again after a restart at the end: the disk tells nothing of who else holds it.
+        """
+        is_unproven = self._end.common is None and self._is_of_all(self._synced)
+        return Round(self._synced if is_unproven else self._synced + 1)
 
     def _on_proof(self, place: int, proof: Proof, now: Seconds) -> list[Effect]:
         """Check a proof; ask its sender for the average, unless another is asked for it, and still has time."""
-        if self._state is not State.SYNCING or place not in self._sync or not self._spend(place, now, BURST / 8):
+        is_asked = self._state is State.SYNCING and place in self._sync
+        is_last = self._is_of_all(proof.round)
+        if is_last:
+            self._end.shown[place] = None
+        if not (is_asked or is_last) or not self._spend(place, now, BURST / 8):
             return []
         sessions, masks = self._plan.all_terms(proof.round), self._masks_of(proof.round)
         released = verified_release(sessions, self._keyring, proof.statements, masks)
+        if is_last:
+            self._end.shown[place] = released
+        if not is_asked:
+            return []
         others = [each.round for each in self._sync.values() if each is not None]
         newer = 0 if self._sync_again is None else 1
         if released.round < max([self._newest_base(), *(number + newer for number in others)]):
@@ -1047,25 +1090,31 @@ class GroupMachine:
         return [Send(self._plan.roster[place], want)]
 
     def _on_synced(self, key: str, result: object) -> list[Effect]:
-        place, number = map(int, key.split("/"))
+        place = int(key)
         peer = self._plan.roster[place]
-        if not isinstance(result, np.ndarray):
-            self._sync.pop(place, None)
-            return self._drop(peer, Malformed("sent another average than it proved", peer))
-        if self._state is State.SYNCING and number > self._synced:
-            self._base, self._synced, self._mixed = _read_only(result), Round(number), False
-            name = self._plan.names[place]
-            return [Emit(Note(f"caught up with the average that round {number} released, from {name}"))]
-        return []
+        match result:
+            case Released() as released, np.ndarray() as average:
+                return self._catch_up(released, average, self._plan.names[place])
+        self._sync.pop(place, None)
+        return self._drop(peer, Malformed("sent another average than it proved", peer))
+
+    def _catch_up(self, released: Released, average: Vector, name: str) -> list[Effect]:
+        if self._state is not State.SYNCING or released.round < self._newest_base():
+            return []
+        self._base, self._synced, self._mixed = _read_only(average), released.round, False
+        self._end.common = released if self._is_of_all(released.round) else None
+        return [Emit(Note(f"caught up with the average that round {released.round} released, from {name}"))]
 
     def _is_synced(self, now: Seconds) -> bool:
         proven = max((released.round for released in self._sync.values() if released is not None), default=-1)
-        return now >= self._sync_until or (proven >= 0 and self._synced >= proven)
+        return now >= self._sync_until or 0 <= proven < self._newest_base()
 
     def _end_sync(self, now: Seconds) -> list[Effect]:
-        """Begin where the others are by now."""
+        """Begin where the others are by now; leave with what all end with."""
         self._sync = {}
-        if self._sync_is_last:
+        if self._end.common is not None:  # as at the end of that round
+            self._round, self._update = Round(max(self._round, self._end.common.round + 1)), None
+        if self._sync_is_last or self._end.common is not None:
             return [Adopt(Round(self._round - 1), self.model, self._mixed), *self._leave(now)]
         front = min(self._members.front(self._plan.colluders), self._last_round())
         self._round = Round(max(self._round, front))
@@ -1101,12 +1150,21 @@ class GroupMachine:
 
     def _leave(self, now: Seconds) -> list[Effect]:
         """Say goodbye, and stay until the others have what they may still ask for: their own goodbye says so."""
-        bye = Bye(self._plan.charter, Round(self._round - 1))
-        return [
-            *self._enter(State.LEAVING),
-            *(Send(self._plan.roster[place], bye) for place in self._members.linked()),
-            SetTimer("leave", Seconds(now + self._linger)),
-        ]
+        byes = [effect for place in self._members.linked() for effect in self._goodbye(place)]
+        return [*self._enter(State.LEAVING), *byes, SetTimer("leave", Seconds(now + self._linger))]
+
+    def _goodbye(self, place: int) -> list[Effect]:
+        """Say goodbye, and whether this peer holds an average that was released after training.
+
+        Whoever is in its sum says so by the round that it names, a later one than those with training. Whoever took it
+        over from others shows its proof before.
+        """
+        peer, charter, common = self._plan.roster[place], self._plan.charter, self._end.common
+        last = self._round - 1 if self._synced >= self._plan.rounds else min(self._round, self._plan.rounds) - 1
+        bye: list[Effect] = [Send(peer, Bye(charter, Round(max(0, last))))]
+        if common is None or self._plan.me in common.survivors:
+            return bye
+        return [Send(peer, Proof(charter, common.round, common.proof)), *bye]
 
     @property
     def _linger(self) -> float:
@@ -1124,7 +1182,7 @@ class GroupMachine:
         reason = "" if error is None else str(error)
         return [
             *self._enter(State.FAILED if error is not None else State.DONE),
-            Emit(PeerFinished(outcome, self._round, self._agreed, reason)),
+            Emit(PeerFinished(outcome, self._round, self._end.is_shared(self._members.items()), reason)),
             Finish(error),
         ]
 

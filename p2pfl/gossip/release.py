@@ -126,17 +126,23 @@ class Released:
         round: the session's.
         session: its 32 bytes.
         members: who began it.
-        survivors: how many are in the sum.
+        survivors: who of them is in the sum.
         digests: of the result of each chunk.
         format: of the results.
+        proof: the statements that show all this.
     """
 
     round: Round
     session: bytes
     members: tuple[int, ...]
-    survivors: int
+    survivors: tuple[int, ...]
     digests: tuple[bytes, ...]
     format: Format
+    proof: tuple[Statement, ...]
+
+    def is_as(self, other: "Released") -> bool:
+        """Return whether the other's average is this one, bit for bit, whoever's signatures show it."""
+        return (self.session, self.digests) == (other.session, other.digests)
 
     def open(self, data: Bytes) -> Vector | None:
         """Return the average, float32 [parameters], from the bytes of `Session.released`; None if they are others."""
@@ -150,7 +156,7 @@ class Released:
             if digest(part) != expected:
                 return None
             try:
-                self.format.decode_into(average, chunk, self.format.read(part), self.survivors, base=base)
+                self.format.decode_into(average, chunk, self.format.read(part), len(self.survivors), base=base)
             except RemoteError:
                 return None
         return average
@@ -195,4 +201,5 @@ def verified_release(
     if survivors is None or len(digests) != len(aggregators):
         raise Malformed("sent an average that is not certified")
     named = tuple(digests[chunk] for chunk in range(len(aggregators)))
-    return Released(first.round, session, members, len(survivors), named, terms.format(members, masks, first.base))
+    written = terms.format(members, masks, first.base)
+    return Released(first.round, session, members, survivors, named, written, tuple(statements))

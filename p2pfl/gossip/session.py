@@ -70,7 +70,7 @@ from p2pfl.gossip.audit import (
 from p2pfl.gossip.chunks import Format, bounds, cut, digest, pair, reduce, sane_digest
 from p2pfl.gossip.grouping import threshold
 from p2pfl.gossip.patience import Patience
-from p2pfl.gossip.release import Keyring, Terms, certified, session_id
+from p2pfl.gossip.release import Keyring, Released, Terms, certified, session_id
 from p2pfl.gossip.secure_sum import MaskTerms, Secrets, masked_chunk, sum_chunk
 from p2pfl.gossip.statement_store import Statements, said_as
 from p2pfl.gossip.survivors import is_summable, largest, shared
@@ -341,6 +341,15 @@ class Session:
             votes[who] for who in members if who in votes and said_as(Vote, votes[who]).survivors == self.survivors
         ]
         return (*named[:1], *voted[: threshold(len(members))], *self._statements.signed(Result, session).values())
+
+    def release(self) -> Released | None:
+        """Return what the statements say of the average, once all its chunks are here."""
+        if self.survivors is None or not self.is_released:
+            return None
+        work, digests = self._work, tuple(map(self._digest, range(self._format.chunks)))
+        return Released(
+            self.terms.round, work.session, work.members, self.survivors, digests, self._format, self.proof()
+        )
 
     def leader(self) -> int | None:
         """Return whose proposal was certified."""

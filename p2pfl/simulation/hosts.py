@@ -66,7 +66,7 @@ class Disk:
         """Keep `record`; a checkpoint replaces the last, and the records of rounds before it."""
         if isinstance(record, Checkpoint):
             update = None if record.update is None else record.update.copy()
-            self.checkpoint = Checkpoint(record.round, record.base.copy(), update, mixed=record.mixed)
+            self.checkpoint = Checkpoint(record.round, record.base.copy(), update, record.released, mixed=record.mixed)
             self.records = [kept for kept in self.records if kept.round >= record.round]
         else:
             self.records.append(record)

@@ -3,6 +3,7 @@
 Only honest peers are held to it. A violation is one line: who, when, and which rule.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,9 +18,11 @@ from p2pfl.core.ids import Round
 from p2pfl.core.ledger import Checkpoint, Record, Uploading, Voted
 from p2pfl.core.machine import (
     AcceptBulk,
+    Adopt,
     BulkOffered,
     Disconnect,
     Effect,
+    Emit,
     Input,
     Payload,
     Persist,
@@ -29,6 +32,7 @@ from p2pfl.core.machine import (
     Vector,
 )
 from p2pfl.core.statements import Deal, Roots, Statement, Vote
+from p2pfl.core.trace import PeerFinished
 from p2pfl.core.wire import Chunk, Part, Proof, Told
 
 HEADER = 4
@@ -212,6 +216,27 @@ class Bounds(Check):
             raise InvariantViolated(f"{peer.name} holds {held} things; {self._held} are allowed")
         if (queued := peer.undelivered()) > self._undelivered:
             raise InvariantViolated(f"{peer.name} has {queued} messages under way on one link")
+
+
+class AgreementProven(Check):
+    """Who says that the members' models agree ends with a model that every other member stood with, bit for bit."""
+
+    def __init__(self) -> None:
+        self._stood: dict[int, set[bytes]] = {}
+        self._last: dict[int, bytes] = {}
+
+    def step(self, step: Step) -> None:
+        """See `Check`."""
+        place = step.peer.place
+        stood = self._stood.setdefault(place, set())
+        for effect in step.effects:
+            if isinstance(effect, Adopt):
+                self._last[place] = model = hashlib.sha256(effect.vector.tobytes()).digest()
+                stood.add(model)
+            elif isinstance(effect, Emit) and isinstance(effect.event, PeerFinished) and effect.event.agreed:
+                others = [who for who, models in self._stood.items() if self._last.get(place) not in models]
+                if others:
+                    raise InvariantViolated(f"{step.peer.name} says that all agree; m{min(others)} never had its model")
 
 
 def weighted_average(chunks: Sequence[Vector]) -> Vector:

@@ -39,6 +39,7 @@ from p2pfl.gossip.secure_sum import MaskTerms
 from p2pfl.gossip.star_machine import StarMachine
 from p2pfl.simulation.faults import MIXES, Schedule, decode_schedule, encode_schedule, shrink
 from p2pfl.simulation.invariants import (
+    AgreementProven,
     AveragesComputed,
     Bounds,
     Check,
@@ -183,6 +184,7 @@ def standard_network(
             OffersAnswered(),
             Bounds(),
             AveragesComputed(initial, bounds, FixedPoint(CLIP), last, FixedPoint(CHANGE_CLIP, 16)),
+            *([] if settling else [AgreementProven()]),
             *checks,
         ],
         strict=case.seed % STRICT_EVERY == 0 if strict is None else strict,
