@@ -790,7 +790,7 @@ class GroupMachine:
         effects = []
         if self._sits_out(session, now) and session.is_trained:
             session.give_up()
-        if not session.spent and (self._is_deserted(now) or self._is_group_short(session)):
+        if not session.spent and (self._is_deserted(now) or self._is_group_short(session) or self._may_stop(session)):
             session.give_up()
         if self._advert_at is not None and now >= self._advert_at and session.training_ends is None:
             # A round's steps take now longer, now shorter: whoever waits for them gets a bound, not the mean.
@@ -845,13 +845,16 @@ class GroupMachine:
             return False
         if terms.centre is None:
             return True
-        here = self._members.expected(terms.group, self._round)
-        fits = 1 + len(here) >= self._plan.least if terms.centre == terms.me else terms.centre in here
-        if fits:
+        if self._are_enough_for_sum(terms):
             self._hopeless_at = None
             return False
         self._hopeless_at = now + self._stage if self._hopeless_at is None else self._hopeless_at
         return now >= self._hopeless_at and self._are_enough_here()
+
+    def _are_enough_for_sum(self, terms: Terms) -> bool:
+        """Return whether those that are here and keep step are as many as a sum takes, or a star's centre is one."""
+        here = self._members.expected(terms.group, self._round)
+        return 1 + len(here) >= self._plan.least if terms.centre in (None, terms.me) else terms.centre in here
 
     def _may_go_on(self, now: Seconds) -> bool:
         """Return whether the next round may begin: on an overlay, once the neighbors that keep step are in this one.
@@ -1144,9 +1147,12 @@ class GroupMachine:
         again, self._stop_asked = self._stop_asked, True
         if again or self._state in (State.STARTING, State.LINKING, State.SYNCING, State.LEAVING):
             return self._finish(None)
-        if self._closing is None and self._session is not None and not self._session.spent:
-            self._session.give_up()
         return []
+
+    def _may_stop(self, session: Session) -> bool:
+        """Return whether a stop was asked for that need not wait for this round's end: nobody counts on this peer."""
+        counts = session.took_part(self._plan.me) and self._are_enough_for_sum(session.terms)
+        return self._stop_asked and not (counts and not session.is_short)
 
     def _leave(self, now: Seconds) -> list[Effect]:
         """Say goodbye, and stay until the others have what they may still ask for: their own goodbye says so."""
