@@ -3,9 +3,13 @@
 It answers strangers and so costs nothing: few connections at once, of which the oldest gives way, little time and few
 bytes for each, and the metrics are written once a second at most. It changes nothing, and asks for no password; on
 which addresses it may listen is settled by `p2pfl.core.config.MetricsConfig`.
+
+Whom the firewall trusts may still run a browser, and a web page can let its own name lead to this endpoint (DNS
+rebinding): so only requests for an address, or localhost, are answered.
 """
 
 import errno
+import ipaddress
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -54,6 +58,24 @@ class Remembered:
         return self._page
 
 
+def is_asked_by_address(host: str, bound: str) -> bool:
+    """Return whether a request's Host is one that no web page can have as its own name.
+
+    Args:
+        host: the header, with or without a port.
+        bound: the address that the endpoint listens at: if it is a loopback address, only those count, else all do, for
+            a port that is passed on has another address outside.
+    """
+    name = host if host.endswith("]") else host.rpartition(":")[0] or host
+    if name.lower() == "localhost":
+        return True
+    try:
+        asked = ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    return asked.is_loopback or not ipaddress.ip_address(bound).is_loopback
+
+
 async def listen(address: str, port: int) -> Sequence[trio.SocketListener]:
     """Bind the endpoint.
 
@@ -76,10 +98,11 @@ class Endpoint:
 
     Args:
         pages: by path.
+        address: that it listens at.
     """
 
-    def __init__(self, pages: Mapping[str, Callable[[], Page]]) -> None:
-        self._pages = pages
+    def __init__(self, pages: Mapping[str, Callable[[], Page]], address: str) -> None:
+        self._pages, self._address = pages, address
         self._clients: dict[trio.CancelScope, None] = {}
 
     async def serve(self, listeners: Sequence[trio.SocketListener]) -> None:
@@ -117,6 +140,9 @@ class Endpoint:
     def _page(self, request: h11.Request) -> Page:
         if request.method not in (b"GET", b"HEAD"):
             return text_page(405, "only GET and HEAD")
+        host = next((value.decode("ascii", "replace") for name, value in request.headers if name == b"host"), "")
+        if not is_asked_by_address(host, self._address):
+            return text_page(403, "ask by IP address, or for localhost on this machine: no other Host is answered")
         path = request.target.partition(b"?")[0].decode("ascii", "replace")
         make = self._pages.get(path)
         return text_page(404, f"there are {', '.join(sorted(self._pages))}") if make is None else make()

@@ -191,12 +191,13 @@ async def ask(endpoint: Endpoint, request: bytes) -> bytes:
     return answer
 
 
-def fixed() -> Endpoint:
-    return Endpoint({"/metrics": lambda: Page(200, CONTENT_TYPE, b"x 1\n"), "/readyz": lambda: text_page(503, "no")})
+def fixed(address: str = "127.0.0.1") -> Endpoint:
+    made = {"/metrics": lambda: Page(200, CONTENT_TYPE, b"x 1\n"), "/readyz": lambda: text_page(503, "no")}
+    return Endpoint(made, address)
 
 
-def request(method: str = "GET", target: str = "/metrics", more: str = "") -> bytes:
-    return f"{method} {target} HTTP/1.1\r\nHost: x\r\n{more}\r\n".encode()
+def request(method: str = "GET", target: str = "/metrics", more: str = "", host: str = "127.0.0.1:9464") -> bytes:
+    return f"{method} {target} HTTP/1.1\r\nHost: {host}\r\n{more}\r\n".encode()
 
 
 @trio_test
@@ -226,6 +227,43 @@ async def test_a_page_is_answered_with_its_length_and_the_end() -> None:
 @trio_test
 async def test_anything_else_is_refused(sent: bytes, code: bytes) -> None:
     assert (await ask(fixed(), sent)).startswith(b"HTTP/1.1 " + code)
+
+
+LOOPBACK = ("localhost", "LocalHost:9464", "127.0.0.1", "127.0.0.1:9464", "127.1.2.3:1", "[::1]", "[::1]:9464")
+OTHERS = ("10.0.0.5", "10.0.0.5:9464", "[fd00::1]", "[fd00::1]:9464", "0.0.0.0:9464")
+NAMES = (
+    "",
+    "evil.example",
+    "evil.example:9464",
+    "127.0.0.1.evil.example",
+    "localhost.evil.example",
+    "[localhost]",
+    "::1",
+)
+
+
+@pytest.mark.parametrize(
+    ("address", "answered", "refused"),
+    [
+        ("127.0.0.1", LOOPBACK, OTHERS + NAMES),
+        ("::1", LOOPBACK, OTHERS + NAMES),
+        ("10.0.0.5", LOOPBACK + OTHERS, NAMES),
+        ("0.0.0.0", LOOPBACK + OTHERS, NAMES),  # noqa: S104
+    ],
+)
+@trio_test
+async def test_a_web_page_whose_name_leads_here_reads_nothing(
+    address: str, answered: tuple[str, ...], refused: tuple[str, ...]
+) -> None:
+    """DNS rebinding: the browser takes this endpoint for the page's own server, and sends the page's name as Host."""
+    for host in answered:
+        assert (await ask(fixed(address), request(host=host))).startswith(b"HTTP/1.1 200 "), host
+    for host in refused:
+        for target in ("/metrics", "/readyz", "/other"):
+            head, _, body = (await ask(fixed(address), request(target=target, host=host))).partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 403 "), host
+            assert body == b"ask by IP address, or for localhost on this machine: no other Host is answered\n"
+    assert (await ask(fixed(address), b"GET /metrics HTTP/1.0\r\n\r\n")).startswith(b"HTTP/1.1 403 ")
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET", b"\r\n"])
