@@ -35,6 +35,7 @@ from p2pfl.crypto.identity import charter_faults, member_faults
 from p2pfl.node.federation import FINISHED_FILE, MODEL_FILE, STATE_FOLDER, Home, load_charter
 from p2pfl.node.spending import Spendings, spendings
 from p2pfl.node.store import is_held, read_bytes, write_quickly
+from p2pfl.node.tracefile import TRACE_FILE, trace_begins
 
 STATUS_FILE = "status.json"
 MOST_BYTES = 1 << 20
@@ -254,6 +255,7 @@ class Status:
         peer: what the peer said of itself last; None if it never did under this charter.
         model: None before there is one.
         privacy: what is spent of the charter's privacy budgets; None where it has none, or the ledger cannot be read.
+        first_round: the first that the peer's trace still has; 0 if it is whole.
         next: the command that comes next, or what to wait for.
     """
 
@@ -269,6 +271,7 @@ class Status:
     model: ModelStatus | None
     disk: DiskStatus
     privacy: Spendings | None = None
+    first_round: int = 0
     next: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -326,6 +329,7 @@ def status_of(home: Home, free: Callable[[Path], int] = free_bytes) -> Status:
         model=_model_status(run / MODEL_FILE),
         disk=DiskStatus(free(run), bytes_in(run)),
         privacy=spent,
+        first_round=0 if peer is None else trace_begins(run / TRACE_FILE),
     )
     return replace(found, next=next_step(found))
 

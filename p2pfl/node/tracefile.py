@@ -4,15 +4,18 @@ A trace is the file and, once that has grown to its bound, the one before it bes
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from p2pfl.core.config import LoggingConfig
-from p2pfl.core.errors import InvalidConfig, StoreFailed
-from p2pfl.core.trace import Entry, Event, decode_entry, encode_entry
+from p2pfl.core.errors import InvalidConfig, Malformed, StoreFailed
+from p2pfl.core.trace import Entry, Event, PeerStarted, RoundEnded, decode_entry, encode_entry
 
 TRACE_FILE = "trace.jsonl"
+STARTED, ROUND = (f'{{"event":"{kind.name}",'.encode() for kind in (PeerStarted, RoundEnded))
+"""How `encode_entry` begins the lines of these."""
 MOST_BYTES = LoggingConfig().trace_bytes
 
 
@@ -132,3 +135,31 @@ def read_trace(path: Path) -> list[Entry]:
     if not path.exists() and not older_of(path).exists():
         raise InvalidConfig(f"{path}: there is no trace; name the folder of a run")
     return list(TraceReader(path).read_new())
+
+
+def first_round(events: Iterable[Event]) -> int:
+    """Return the first round of a run that is in these of its events; 0 if its beginning is."""
+    first = None
+    for event in events:
+        if isinstance(event, PeerStarted) and not event.resumed_at:
+            first = 0
+        elif first is None and isinstance(event, PeerStarted | RoundEnded):
+            first = event.resumed_at if isinstance(event, PeerStarted) else event.round
+    return first or 0
+
+
+def trace_begins(path: Path) -> int:
+    """Return the first round that is still in a trace; 0 if its beginning is, or if there is no trace."""
+    return first_round(_beginnings(path))
+
+
+def _beginnings(path: Path) -> Iterator[Event]:
+    """Give each start in a trace, and its first round: of two times 64 MB no more is decoded."""
+    wanted: tuple[bytes, ...] = (STARTED, ROUND)
+    for file in (older_of(path), path):
+        with suppress(OSError), file.open("rb") as lines:
+            for line in lines:
+                if line.startswith(wanted):
+                    with suppress(Malformed):
+                        yield (event := decode_entry(line.decode(errors="replace")).event)
+                        wanted = (STARTED,) if isinstance(event, RoundEnded) else wanted

@@ -21,6 +21,8 @@ SUMMARY_FILE, TEXT_FILE = "summary.json", "report.txt"
 ACCURACY_FILE, CONSENSUS_FILE = "accuracy.png", "consensus.png"
 OVERLAY_FILE, EXCHANGES_FILE = "overlay.png", "exchanges.png"
 TEXT_WIDTH = 120
+NAMED = 3
+"""So many peers are named in a line, of more their number is told; a guess at what a line holds."""
 UNMASKED_RUN = "UNMASKED: neighbors saw each other's updates"
 _STYLES = {"done": "green", "stopped": "yellow"}
 
@@ -194,6 +196,11 @@ def _facts(summary: Summary) -> Iterator[tuple[str, str]]:
             f"{summary.consensus:.2g} over {summary.consensus_peers} models, "
             f"{within} the tolerance of {summary.tolerance:g}",
         )
+    if first := max((peer.first_round for peer in summary.peers), default=0):
+        short = [peer.name for peer in summary.peers if peer.first_round]
+        whose = ", ".join(map(printable, short)) if len(short) <= NAMED else f"{len(short)} peers"
+        lost = f"from round {first} on; earlier ones are no longer in the trace of {whose} (logging.trace_bytes)"
+        yield "figures over rounds", lost
     if summary.seconds_per_round is not None:
         yield "time per round", f"{time_text(summary.seconds_per_round)} (median of the training rounds)"
     yield "traffic", f"{size_text(summary.bytes_sent)} sent by all peers"

@@ -30,7 +30,7 @@ from p2pfl.node.federation import (
 )
 from p2pfl.node.launcher import HISTORY_BYTES, PEERS_FOLDER
 from p2pfl.node.store import read_text
-from p2pfl.node.tracefile import TRACE_FILE, read_trace
+from p2pfl.node.tracefile import TRACE_FILE, first_round, read_trace
 
 SETTINGS_FILE = "settings.toml"
 RUNS_FOLDER = "runs"
@@ -83,6 +83,11 @@ class PeerRun:
     def started(self) -> PeerStarted | None:
         """The first line of its trace."""
         return next((entry.event for entry in self.entries if isinstance(entry.event, PeerStarted)), None)
+
+    @property
+    def first_round(self) -> int:
+        """The first round that is in its trace; 0 if all are, since a bounded one forgets the earliest."""
+        return first_round(entry.event for entry in self.entries)
 
     def rounds_ended(self) -> list[tuple[float, RoundEnded]]:
         """Return the records of its rounds, each with the time it was written, in seconds since 1970."""

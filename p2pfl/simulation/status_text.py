@@ -32,6 +32,9 @@ def describe_status(status: Status, now: float) -> Iterator[str]:
         yield f"members   {standing}: {', '.join(names)}{'' if status.running else ' (the peer does not run)'}"
     if peer is not None:
         yield from _describe_peer(status, peer, now)
+    if status.first_round:
+        lost = "earlier rounds are no longer in it (logging.trace_bytes), nor in p2pfl report"
+        yield f"trace     from round {status.first_round} on; {lost}"
     if status.model is not None:
         after = "" if status.model.rounds is None else f", after {status.model.rounds} rounds"
         yield f"model     {status.model.path}: {size_text(status.model.bytes)}{after}"

@@ -45,6 +45,7 @@ class PeerSummary:
         together: the metric of its model of the run: the file it left, else its last evaluation.
         bytes_in: bytes received by its sockets.
         bytes_out: bytes sent by them.
+        first_round: the first that its trace still has, and all figures over rounds are of; 0 if it is whole.
     """
 
     name: str
@@ -58,6 +59,7 @@ class PeerSummary:
     together: float | None
     bytes_in: int
     bytes_out: int
+    first_round: int = 0
 
     @property
     def gain(self) -> float | None:
@@ -336,6 +338,7 @@ def _peer(peer: PeerRun, against: Baselines, together: Mapping[str, float], metr
         together=finite(together.get(metric)),
         bytes_in=bytes_in,
         bytes_out=bytes_out,
+        first_round=peer.first_round,
     )
 
 

@@ -10,6 +10,7 @@ import trio.testing
 
 from p2pfl.core.errors import InvalidConfig
 from p2pfl.core.trace import (
+    Entry,
     Evaluated,
     Event,
     LinkChanged,
@@ -19,6 +20,7 @@ from p2pfl.core.trace import (
     RoundEnded,
     State,
     StateChanged,
+    encode_entry,
 )
 from p2pfl.learning.vector import save_model
 from p2pfl.node.federation import FINISHED_FILE, MODEL_FILE, save_charter
@@ -34,6 +36,7 @@ from p2pfl.node.status import (
     status_of,
 )
 from p2pfl.node.store import exclusive, is_held
+from p2pfl.node.tracefile import TRACE_FILE
 from p2pfl.simulation.status_text import describe_status
 from tests.node.homes import OWN_TASK, Folders, make_folders
 
@@ -202,6 +205,17 @@ def test_of_a_stopped_peer_the_folder_says_how_far_it_came_and_nothing_of_the_ot
     assert "record    round 4: full, with 1 others, without cat.example, 1.5 s, own loss 0.25" in lines
     assert "members   unknown: bee, cat.example (the peer does not run)" in lines
     assert any(line.startswith("model ") and line.endswith("after 5 rounds") for line in lines)
+    assert not any(line.startswith("trace ") for line in lines)
+
+
+def test_a_trace_that_has_forgotten_its_first_rounds_says_so(own: Folders) -> None:
+    home = own.homes["ant"]
+    written(own, ENDED)
+    (home.run_path / TRACE_FILE).write_text(encode_entry(Entry(1.0, 0, 0, ENDED)) + "\n")
+    found = status_of(home)
+    assert found.first_round == found.to_json()["first_round"] == 4
+    lost = "earlier rounds are no longer in it (logging.trace_bytes), nor in p2pfl report"
+    assert f"trace     from round 4 on; {lost}" in list(describe_status(found, 0.0))
 
 
 def test_of_a_running_peer_it_says_who_is_there(own: Folders) -> None:

@@ -5,8 +5,16 @@ from pathlib import Path
 import pytest
 
 from p2pfl.core.errors import InvalidConfig, Malformed
-from p2pfl.core.trace import Entry, Note, PeerFinished, encode_entry
-from p2pfl.node.tracefile import TRACE_FILE, TraceReader, TraceWriter, older_of, read_trace
+from p2pfl.core.trace import Entry, Event, Note, PeerFinished, PeerStarted, RoundEnded, encode_entry
+from p2pfl.node.tracefile import (
+    TRACE_FILE,
+    TraceReader,
+    TraceWriter,
+    first_round,
+    older_of,
+    read_trace,
+    trace_begins,
+)
 
 
 def notes(entries: list[Entry]) -> list[str]:
@@ -132,3 +140,45 @@ def test_a_malformed_line_in_the_older_file_hides_nothing_behind_it(tmp_path: Pa
     with pytest.raises(Malformed):
         list(reader.read_new())
     assert notes(list(reader.read_new())) == ["older", "newer"]
+
+
+def started(resumed_at: int = 0) -> PeerStarted:
+    return PeerStarted("ant", "id", "00", (), 3, 5, resumed_at)
+
+
+def ended(round: int) -> RoundEnded:
+    return RoundEnded(round=round, seconds=1.0, heard=(), absent={}, loss=None, spread=0.0, settling=False)
+
+
+@pytest.mark.parametrize(
+    ("events", "first"),
+    [
+        ([], 0),
+        ([started(), ended(0), started(7), ended(8)], 0),
+        ([ended(5), Note("x"), ended(6), started(7), ended(8)], 5),
+        ([started(7), ended(8)], 7),
+        ([Note("x"), ended(0)], 0),
+        ([ended(5), started(), ended(0)], 0),
+    ],
+)
+def test_a_trace_tells_from_which_round_on_it_speaks(tmp_path: Path, events: list[Event], first: int) -> None:
+    path = tmp_path / TRACE_FILE
+    assert trace_begins(path) == first_round([]) == 0
+    writer = TraceWriter(path, lambda: (0, 0))
+    for event in events:
+        writer.write(event)
+    writer.close()
+    assert trace_begins(path) == first_round(events) == first
+
+
+def test_a_trace_that_was_put_aside_twice_speaks_from_its_oldest_file_on(tmp_path: Path) -> None:
+    path = tmp_path / TRACE_FILE
+    writer = TraceWriter(path, lambda: (0, 0), 2_000)
+    for event in (started(), *map(ended, range(40))):
+        writer.write(event)
+    writer.close()
+    kept = [entry.event.round for entry in read_trace(path) if isinstance(entry.event, RoundEnded)]
+    assert 0 < kept[0] == trace_begins(path)
+    with path.open("a") as file:
+        file.write('{"event":"round","at":half a line\n')
+    assert kept[0] == trace_begins(path)

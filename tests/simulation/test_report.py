@@ -96,6 +96,18 @@ def test_pictures_and_text_are_written(run):
     assert "masks               off: UNMASKED: neighbors saw each other's updates" in text
 
 
+def test_a_trace_that_has_forgotten_its_first_rounds_says_so(run):
+    assert "figures over rounds" not in as_text(report(run.path))
+    for number, first in ((0, 2), (2, 3)):
+        path = run.home(number).run_path / "trace.jsonl"
+        lines = path.read_text().splitlines(keepends=True)
+        begins = next(at for at, line in enumerate(lines) if f'"round":{first},' in line and '"event":"round"' in line)
+        path.write_text("".join(lines[begins:]))
+    told = "from round 3 on; earlier ones are no longer in the trace of peer-0, peer-2 (logging.trace_bytes)"
+    assert f"figures over rounds {told}" in " ".join(as_text(report(run.path)).split())
+    assert [peer["first_round"] for peer in summary_of(run.path)["peers"]] == [2, 0, 3]
+
+
 def test_a_killed_peer_has_its_row_and_does_not_touch_the_others(run):
     report(run.path)
     before = summary_of(run.path)["peers"]
