@@ -22,7 +22,7 @@ See it run:           p2pfl demo
 
 Set up a member:      p2pfl init bank-a
 
-Agree on a charter:   p2pfl charter new | join | sign | show | check | diff
+Agree on a charter:   p2pfl charter new | join | sign | show | check | diff | next
 
 Check your table:     p2pfl data check
 

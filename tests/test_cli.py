@@ -34,7 +34,7 @@ COMMANDS = [
     [],
     ["init"],
     ["charter"],
-    *(["charter", name] for name in ("new", "from", "model", "join", "sign", "show", "diff", "check")),
+    *(["charter", name] for name in ("new", "next", "from", "model", "join", "sign", "show", "diff", "check")),
     ["data"],
     ["data", "check"],
     ["scenario"],
@@ -143,7 +143,12 @@ def test_every_command_explains_itself_and_says_what_comes_next(p2pfl: Commands,
     assert f"Usage: p2pfl {' '.join(command)}".rstrip() in text
     match command:
         case []:
-            for word in ("p2pfl demo", "p2pfl init", "charter new | join | sign | show | check | diff", "--debug"):
+            for word in (
+                "p2pfl demo",
+                "p2pfl init",
+                "charter new | join | sign | show | check | diff | next",
+                "--debug",
+            ):
                 assert word in text
         case ["charter"]:
             assert "what all members agree on before round 0" in text

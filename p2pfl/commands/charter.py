@@ -95,6 +95,45 @@ def charter_from(
     say(f"next: p2pfl charter show {path}; then every member runs p2pfl charter join {path} --config THEIR-FOLDER")
 
 
+@charter_app.command("next", epilog="Next: p2pfl charter show, then every member runs p2pfl charter join, and sign.")
+def charter_next(
+    folder: Annotated[Path, typer.Argument(help="Where the next charter.toml and its initial model are put.")],
+    config: ConfigFile = Path("peer.toml"),
+    without: Annotated[list[str] | None, typer.Option(help="A member that leaves. Repeatable.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Rounds of the next version, if others.")] = None,
+) -> None:
+    """Draw up the charter's next version, which goes on from the model that this member has ended with.
+
+    Terms and members are those of the version before, unsigned: edit them. New members join, and all others join again.
+    """
+    from p2pfl.node.federation import (
+        CHARTER_FILE,
+        complete_draft,
+        next_version,
+        open_federation,
+        open_home,
+        save_charter,
+    )
+    from p2pfl.simulation.outcome import export_run
+
+    path, home = folder / CHARTER_FILE, open_home(config)
+    if path.exists():
+        raise InvalidConfig(f"{path}: exists already; name another folder")
+    known = open_federation(home.charter_path)
+    draft = next_version(known.charter, without or (), rounds)
+    folder.mkdir(parents=True, exist_ok=True)
+    _, agreed = export_run(home.path, folder / draft.model.file, None)
+    save_charter(path, complete_draft(folder, draft, known.task))
+    say(f"{path}: a draft of {draft.name}, version {draft.version}, which begins with this member's model")
+    if not agreed:
+        say("the peers did not average down to the charter's tolerance: other members' models differ from this one")
+    if draft.privacy is not None:
+        say("its budget of privacy is a new one: what the version before has spent of the same data adds to it")
+    say("edit its terms now: nobody can change them once members have signed")
+    say(f"next: every member, also those of before, runs p2pfl charter join {path} --config THEIR-FOLDER, and signs;")
+    say(f'      and sets run = "run-{draft.version}" in its peer.toml, a folder for the new charter')
+
+
 @charter_app.command("model", epilog="Next: every member runs p2pfl charter join, and p2pfl charter sign.")
 def charter_model(
     charter: CharterFile = Path("charter.toml"),

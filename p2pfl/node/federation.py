@@ -5,7 +5,7 @@ Everything a peer must check before it may start is checked here, against the ch
 
 import os
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -28,6 +28,7 @@ from p2pfl.gossip.topology import TOPOLOGIES, overlay_of
 from p2pfl.learning.chartered import algorithm_of, verify_task
 from p2pfl.learning.private_trainer import verify_model
 from p2pfl.learning.task import LoadedTask, load_task, make_model
+from p2pfl.learning.tasks import BUILT_IN
 from p2pfl.learning.vector import assign, initial, layout, load_model, save_model
 from p2pfl.node.store import (
     ask_passphrase,
@@ -349,6 +350,40 @@ def _with_model(folder: Path, draft: Charter, loaded: LoadedTask, seed: int) -> 
     sha256 = sha256_of(path, "the initial model")
     written = draft.model.model_copy(update={"sha256": sha256, "parameters": layout(model).size})
     return draft.model_copy(update={"model": written})
+
+
+def next_version(charter: Charter, without: Collection[str] = (), rounds: int | None = None) -> Charter:
+    """Return the draft of a charter's next version: the same terms and members, unsigned; each has to join again.
+
+    Args:
+        charter: the one before.
+        without: names of members that leave.
+        rounds: of training, if others.
+
+    Raises:
+        InvalidConfig: there is no such member, or the terms do not fit those that are left.
+    """
+    for name in without:
+        if charter.member(name) is None:
+            raise InvalidConfig(f"{name} is not a member; there are {', '.join(charter.names())}")
+    values = charter.model_dump()
+    values["members"] = [member for member in values["members"] if member["name"] not in without]
+    values["training"] |= {} if rounds is None else {"rounds": rounds}
+    return validate(Charter, {**values, "version": charter.version + 1, "signatures": {}, "salts": {}}, "draft")
+
+
+def complete_draft(folder: Path, draft: Charter, task: LoadedTask) -> Charter:
+    """Put the task's file into a draft's folder, in which its model is; return the draft with that model's hash.
+
+    Raises:
+        InvalidConfig: a file cannot be read or written.
+    """
+    if draft.task.source not in BUILT_IN:
+        place = folder / draft.task.source.rpartition(":")[0]
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(place, task.path.read_bytes())
+    sha256 = sha256_of(folder / draft.model.file, "the initial model")
+    return draft.model_copy(update={"model": draft.model.model_copy(update={"sha256": sha256})})
 
 
 def topology_terms(topology: str) -> dict[str, Any]:
