@@ -20,7 +20,7 @@ BEGIN = 3.0
 """Virtual seconds after which the first go: all have linked by then."""
 PEERS, GROUP, AWAY, ROUNDS = 24, 8, 7, 70
 """Seven of 24 are 29 %. The last of the rounds are for those that come back last."""
-SECONDS = 370.0
+SECONDS = 420.0
 """Virtual seconds until all are back: with absences a round takes 7, without one."""
 MEAN_AWAY = 10.0
 """Seconds; some rounds long."""
