@@ -21,6 +21,7 @@ from p2pfl.learning.algorithms import (
     conclude,
 )
 from p2pfl.learning.space import Request
+from tests.learning.naming import named
 from tests.learning.quadratics import (
     SIZE,
     Local,
@@ -362,7 +363,7 @@ def test_choco_draws_anew_in_each_round_and_the_same_for_a_seed():
     assert not torch.equal(first, play(ChocoSgd(rand2, 0.2, seed=2), problem, ring(5), 4, 0.1)[0])
 
 
-@pytest.mark.parametrize("inner", [a for a in EVERY if a.divisible], ids=repr)
+@pytest.mark.parametrize("inner", [a for a in EVERY if a.divisible], ids=named)
 def test_personal_tensors_are_those_of_a_peer_on_its_own(inner):
     n = 6
     problem = Quadratics.drawn(n, least=0.5, most=2.0)
@@ -395,7 +396,7 @@ def test_partial_sharing_refuses_what_it_cannot_share():
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "count"), [(GradientTracking(), 1), (KGradientTracking(), 5), (D2(lazy=True), 1)], ids=repr
+    ("algorithm", "count"), [(GradientTracking(), 1), (KGradientTracking(), 5), (D2(lazy=True), 1)], ids=named
 )
 def test_exact_algorithms_stay_exact_when_rounds_are_missed(algorithm, count):
     n, lr = 8, 0.1
@@ -480,7 +481,7 @@ def test_choco_keeps_the_mean_when_rounds_are_missed():
     assert distance(rows, mean) < 1e-4
 
 
-@pytest.mark.parametrize("algorithm", [QuasiGlobalMomentum(), DiLoCo()], ids=repr)
+@pytest.mark.parametrize("algorithm", [QuasiGlobalMomentum(), DiLoCo()], ids=named)
 def test_momentum_of_rounds_learns_nothing_from_a_missed_one(algorithm):
     n = 6
     problem = Quadratics.drawn(n)
@@ -496,7 +497,7 @@ def test_momentum_of_rounds_learns_nothing_from_a_missed_one(algorithm):
     play(algorithm, problem, ring(n), 1, 0.1, 3, state=state, replied=lambda _: there, watch=watch)
 
 
-@pytest.mark.parametrize("algorithm", [LocalSgd(), LocalSgd(beta=0.9), FedProx(0.5)], ids=repr)
+@pytest.mark.parametrize("algorithm", [LocalSgd(), LocalSgd(beta=0.9), FedProx(0.5)], ids=named)
 def test_local_steps_count_though_a_round_is_missed(algorithm):
     n = 6
     problem = Quadratics.drawn(n)
@@ -507,7 +508,7 @@ def test_local_steps_count_though_a_round_is_missed(algorithm):
 # What holds for all
 
 
-@pytest.mark.parametrize("algorithm", EVERY, ids=repr)
+@pytest.mark.parametrize("algorithm", EVERY, ids=named)
 def test_states_can_be_kept_and_taken_up(algorithm):
     n = 6
     problem = Quadratics.drawn(n, least=0.5, most=2.0)
@@ -526,7 +527,7 @@ def test_states_can_be_kept_and_taken_up(algorithm):
     assert torch.equal(through, play(algorithm, problem, ring(n), 3, 0.05, state=copied)[0])
 
 
-@pytest.mark.parametrize("algorithm", EVERY, ids=repr)
+@pytest.mark.parametrize("algorithm", EVERY, ids=named)
 def test_only_local_steps_overwrite_a_state(algorithm):
     n = 5
     problem, space = Quadratics.drawn(n), space_of(n)
@@ -544,7 +545,7 @@ def test_only_local_steps_overwrite_a_state(algorithm):
 
 
 # What rand2 draws for a peer depends on how many are compressed together.
-@pytest.mark.parametrize("algorithm", [a for a in EVERY if getattr(a, "compress", None) is not rand2], ids=repr)
+@pytest.mark.parametrize("algorithm", [a for a in EVERY if getattr(a, "compress", None) is not rand2], ids=named)
 def test_one_peer_by_itself_computes_what_it_does_among_many(algorithm):
     """As real peers do: each holds its own state, and has the replies from elsewhere."""
     n, lr = 5, 0.05

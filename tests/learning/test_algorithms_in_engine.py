@@ -20,6 +20,7 @@ from p2pfl.learning.task import Examples
 from p2pfl.learning.vector import flatten
 from p2pfl.simulation.dense.engine import Engine, Experiment, Mixing
 from p2pfl.simulation.dense.sampling import Shares, Uniform, Whole
+from tests.learning.naming import named
 from tests.simulation.lab.stand_ins import Classes, Fixed, Matrix, Quadratic, mlp, ring
 
 PEERS, SIZE = 6, 3
@@ -48,7 +49,7 @@ def engine(algorithm, working=None):
     return Engine(experiment), targets.mean(0)
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=repr)
+@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=named)
 def test_the_mean_of_the_models_goes_to_the_optimum(algorithm):
     run, optimum = engine(algorithm)
     for _ in range(400):
@@ -58,7 +59,7 @@ def test_the_mean_of_the_models_goes_to_the_optimum(algorithm):
         torch.testing.assert_close(run.space.rows(run.state["x"]), optimum.expand(PEERS, SIZE), rtol=0.0, atol=1e-6)
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=repr)
+@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=named)
 def test_who_stays_away_stays_as_it_was(algorithm):
     run, _ = engine(algorithm, working=lambda _: torch.arange(PEERS) != 2)
     before = {name: tensor.clone() for name, tensor in run.state.items()}
