@@ -43,7 +43,8 @@ check: venv
 	$(BIN)/python docs/draw_layers.py --check
 
 test: check interop-packages
-	$(BIN)/python -m pytest -m "not long"
+	$(BIN)/python -m pytest -m "not slow and not long" -n 2 --dist worksteal
+	$(BIN)/python -m pytest -m "slow and not long"
 
 test-long: venv
 	$(BIN)/python -m pytest -m long

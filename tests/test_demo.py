@@ -120,7 +120,7 @@ def pid_of(run: Path, peer: str) -> int:
     raise AssertionError(f"no process writes {trace}")
 
 
-@pytest.mark.parametrize("topology", ["groups", "exponential"])
+@pytest.mark.parametrize("topology", ["groups", pytest.param("exponential", marks=pytest.mark.long)])
 def test_every_peer_is_better_together_than_alone_and_equal_seeds_give_equal_models(
     tmp_path: Path, start: Callable[..., Demo], topology: str
 ) -> None:
@@ -181,6 +181,7 @@ def spent_by(run: Path, name: str) -> Spent:
     return read_spent(run / "peers" / name / "state", charter.hash(), PeerId(member.peer_id))
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the peers' processes through /proc")
 @pytest.mark.parametrize("moment", ["between rounds", "in a round"])
 def test_no_kill_makes_a_ledger_show_less_than_what_left(
@@ -189,8 +190,8 @@ def test_no_kill_makes_a_ledger_show_less_than_what_left(
     """Both kinds of noise. What left is what the others averaged: they tell in their traces."""
     pytest.importorskip("opacus", reason="noise for examples needs it: pip install 'p2pfl-mesh[opacus]'")
     run, name = tmp_path / "run", "peer-1"
-    demo = start(run, "--peers", "4", "--rounds", "120", "--noise", "1", "--example-noise", "1")
-    demo.wait_for(" of 120, accuracy")
+    demo = start(run, "--peers", "4", "--rounds", "250", "--noise", "1", "--example-noise", "1")
+    demo.wait_for(" of 250, accuracy")
     before = spent_by(run, name), len(rounds_of(run, name))
     if moment == "in a round":
         # Its upload is written down, and about to leave.
@@ -339,12 +340,12 @@ def test_ctrl_c_stops_every_peer_and_leaves_no_process(tmp_path: Path, start: Ca
 
 def test_peers_finish_without_their_launcher(tmp_path: Path, start: Callable[..., Demo]) -> None:
     run = tmp_path / "run"
-    demo = start(run, "--peers", "3", "--rounds", "100")
+    demo = start(run, "--peers", "3", "--rounds", "50")
     demo.wait_for("training")
     demo.process.kill()
     assert demo.end() == -signal.SIGKILL
     for peer in ("peer-0", "peer-1", "peer-2"):
-        assert len([record for record in rounds_of(run, peer) if not record.settling]) == 100
+        assert len([record for record in rounds_of(run, peer) if not record.settling]) == 50
         finished = read_trace(run / "peers" / peer / TRACE_FILE)[-1].event
         assert isinstance(finished, PeerFinished)
         assert finished.outcome == "done"

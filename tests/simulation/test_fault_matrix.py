@@ -200,6 +200,7 @@ def test_a_peer_that_is_killed_between_any_two_effects_never_uploads_votes_or_re
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_kills_between_effects_in_a_group_of_eight() -> None:
     verdicts = run_all([plan for seed in (2, 3) for plan in kills(seed, 8, seed)[:: 3 + seed]])
@@ -284,7 +285,7 @@ def test_a_forged_advert_costs_its_sender_its_links() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("lasting", [False, True])
+@pytest.mark.parametrize("lasting", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_with_three_in_ten_away_the_others_go_on(lasting: bool) -> None:
     """Seven of 24, over 50 rounds: in turn, coming back with their disks; or the same ones, to the end."""
     network = absence_network(1, lasting=lasting)
