@@ -340,12 +340,12 @@ def test_ctrl_c_stops_every_peer_and_leaves_no_process(tmp_path: Path, start: Ca
 
 def test_peers_finish_without_their_launcher(tmp_path: Path, start: Callable[..., Demo]) -> None:
     run = tmp_path / "run"
-    demo = start(run, "--peers", "3", "--rounds", "50")
+    demo = start(run, "--peers", "3", "--rounds", "100")
     demo.wait_for("training")
     demo.process.kill()
     assert demo.end() == -signal.SIGKILL
     for peer in ("peer-0", "peer-1", "peer-2"):
-        assert len([record for record in rounds_of(run, peer) if not record.settling]) == 50
+        assert len([record for record in rounds_of(run, peer) if not record.settling]) == 100
         finished = read_trace(run / "peers" / peer / TRACE_FILE)[-1].event
         assert isinstance(finished, PeerFinished)
         assert finished.outcome == "done"

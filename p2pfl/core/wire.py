@@ -204,7 +204,10 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """Why the average that follows was released: an enrolment, the votes for its survivors, every chunk's result."""
+    """Why an average was released: an enrolment, the votes for its survivors, every chunk's result.
+
+    It goes before the average where that was asked for, and before a goodbye of who took over the last one.
+    """
 
     kind: ClassVar[int] = 8
     charter: bytes

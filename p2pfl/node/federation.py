@@ -379,9 +379,7 @@ def complete_draft(folder: Path, draft: Charter, task: LoadedTask) -> Charter:
         InvalidConfig: a file cannot be read or written.
     """
     if draft.task.source not in BUILT_IN:
-        place = folder / draft.task.source.rpartition(":")[0]
-        place.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(place, task.path.read_bytes())
+        write_atomic(folder / task.path.name, task.path.read_bytes())
     sha256 = sha256_of(folder / draft.model.file, "the initial model")
     return draft.model_copy(update={"model": draft.model.model_copy(update={"sha256": sha256})})
 

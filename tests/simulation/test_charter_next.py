@@ -84,6 +84,6 @@ def test_a_task_in_a_file_goes_along(tmp_path):
 
 def test_a_member_that_has_not_ended_has_no_model_to_begin_with(run, tmp_path):
     kill(run, 1)
-    with pytest.raises(InvalidConfig):
+    with pytest.raises(InvalidConfig, match="no finished model here: peer-1"):
         draw_up(run)
     assert not (tmp_path / "next/charter.toml").exists()
