@@ -30,11 +30,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from p2pfl.learning.space import Local, Request, Space
+from p2pfl.learning.algorithms import LocalSgd
 from p2pfl.learning.task import Task
 from p2pfl.learning.tasks.digits import Digits
 from p2pfl.learning.vector import assign, initial
-from p2pfl.simulation.dense.engine import Engine, Experiment, Mixing, State
+from p2pfl.simulation.dense.engine import Engine, Experiment, Mixing
 from p2pfl.simulation.dense.sampling import Shares, Uniform
 
 PEERS = (16, 100, 1000, 4000, 10_000)
@@ -76,22 +76,6 @@ class Ring:
     def at(self, round: int) -> "Ring":
         del round
         return self
-
-
-class LocalSgd:
-    """Local steps, then mixing."""
-
-    def init(self, x: Tensor, space: Space) -> State:
-        del space
-        return {"x": x}
-
-    def propose(self, state: State, local: Local, space: Space) -> tuple[State, Request]:
-        del space
-        return state, Request((local.steps(state["x"], out=state["x"]).x,))
-
-    def apply(self, state: State, reply: Request, local: Local, space: Space) -> State:
-        del state, local, space
-        return {"x": reply.vectors[0]}
 
 
 def ring(n: int) -> Ring:
