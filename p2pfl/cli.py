@@ -469,12 +469,14 @@ def simulate(
 
     With --engine simnet some tens of peers, as real ones run them, over the simulated network.
     """
+    from p2pfl.node.memory import keep_freed_blocks
     from p2pfl.simulation.compare import compare as make_comparison
     from p2pfl.simulation.compare import draw_run
     from p2pfl.simulation.events import event_writer
     from p2pfl.simulation.scenario import load
     from p2pfl.simulation.simulate import simulate as run_scenario
 
+    keep_freed_blocks()
     chosen = load(scenario, [*(changes or ()), *([] if engine is None else [f"engine={engine}"])])
     if chosen.sweep:
         raise InvalidConfig(f"{scenario} has a [sweep] of {', '.join(chosen.sweep)}: run p2pfl sweep {scenario}")

@@ -17,6 +17,7 @@ from typing import Any
 
 from p2pfl.core.errors import InvalidConfig, P2pflError
 from p2pfl.core.settings import validate
+from p2pfl.node.memory import keep_freed_blocks
 from p2pfl.simulation.compare import draw_run
 from p2pfl.simulation.dense.threads import one_thread_each
 from p2pfl.simulation.runs import Run, save
@@ -127,6 +128,7 @@ def _verify_reachable(address: str | None) -> None:
 
 def _run_apart(settings: dict[str, Any], device: str) -> Run | str:
     """Run a scenario on one thread; return it, or why that failed."""
+    keep_freed_blocks()
     try:
         with one_thread_each():
             return simulate(validate(Scenario, settings, "a sweep's run"), device=device)

@@ -1,4 +1,4 @@
-"""Freed memory goes back to the system, and what is rarely read is left to the disk."""
+"""Freed memory goes back to the system, or is kept for the next use; what is rarely read is left to the disk."""
 
 import subprocess
 import sys
@@ -37,6 +37,31 @@ def test_large_blocks_go_back_when_they_are_freed() -> None:
     most, left = map(int, out.stdout.split())
     assert most > 200 << 20
     assert left < 8 << 20
+
+
+AGAIN = """
+import resource
+import sys
+import numpy as np
+from p2pfl.node.memory import keep_freed_blocks
+
+if sys.argv[1] == "keep":
+    assert keep_freed_blocks()
+np.ones(64 << 20, np.uint8)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(4):
+    np.ones(64 << 20, np.uint8)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc is what has the setting")
+def test_freed_blocks_are_used_again_without_the_system() -> None:
+    def faults(word: str) -> int:
+        command = [sys.executable, "-c", AGAIN, word]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout)
+
+    assert 4 * faults("keep") < faults("as it is")
 
 
 def test_a_large_vector_is_left_to_the_disk_and_its_file_has_no_name(tmp_path: Path) -> None:
