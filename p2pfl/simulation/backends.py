@@ -22,15 +22,20 @@ from p2pfl.simulation.compare import draw_run
 from p2pfl.simulation.dense.threads import one_thread_each
 from p2pfl.simulation.runs import Run, save
 from p2pfl.simulation.scenario import Scenario
-from p2pfl.simulation.simulate import simulate
+from p2pfl.simulation.simulate import simulate, usable
 
 Ended = Iterator[tuple[int, str]]
 """The number of each run once it has ended, with why it failed, or nothing."""
 
 
 def on_processes(missing: Mapping[int, Scenario], home: Path, device: str, workers: int, address: str | None) -> Ended:
-    """Run scenarios in processes, or in this one if one is enough; they write their folders themselves."""
+    """Run scenarios in processes, or in this one if one is enough; they write their folders themselves.
+
+    Raises:
+        InvalidConfig: there is no such device here.
+    """
     del address
+    usable(device)
     if workers <= 1:
         for place, point in missing.items():
             yield place, _run_and_write(point.settings(), home, device)

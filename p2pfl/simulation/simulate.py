@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from p2pfl import __version__
+from p2pfl.core.errors import InvalidConfig
 from p2pfl.learning.task import make_model
 from p2pfl.learning.vector import initial, layout
 from p2pfl.simulation.asynchronous import run_asynchronous, verify_asynchronous
@@ -59,10 +60,29 @@ def simulate(
     if path is not None and is_complete(path) and not again:
         return open_simulated(path)
     if scenario.engine == "simnet":
+        if device != "cpu":
+            raise InvalidConfig(f"device {device}: real peers' trainers run on the CPU; take cpu, or the engine dense")
         run = _by_peers(scenario, watch)
     else:
-        run = _Running(scenario, torch.device(device)).finish(watch)
+        run = _Running(scenario, usable(device)).finish(watch)
     return run if path is None else save(run, path)
+
+
+def usable(name: str) -> torch.device:
+    """Return a device of torch, once it has computed something.
+
+    Raises:
+        InvalidConfig: there is no such device, or none here.
+    """
+    try:
+        device = torch.device(name)
+        torch.ones(1).to(device).item()
+    except (RuntimeError, AssertionError) as error:  # builds of torch without CUDA assert that they have it
+        reason = str(error).splitlines()[0]
+        raise InvalidConfig(
+            f"device {name}: torch cannot compute there: {reason}; install a build of torch that can, or take cpu"
+        ) from error
+    return device
 
 
 def _by_peers(scenario: Scenario, watch: Watch | None) -> Run:

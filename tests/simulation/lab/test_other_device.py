@@ -4,8 +4,10 @@ import pandas as pd
 import pytest
 import torch
 
+from p2pfl.core.errors import InvalidConfig
 from p2pfl.learning.algorithms import ALGORITHMS
 from p2pfl.simulation.simulate import simulate
+from p2pfl.simulation.sweep import sweep
 from tests.simulation.lab.other_device import OtherDevice
 from tests.simulation.lab.test_simulate import scenario
 
@@ -85,6 +87,23 @@ def test_tiers(tmp_path, tier):
 @pytest.mark.parametrize("name", CASES)
 def test_exchanges_and_tasks(name):
     verify(CASES[name])
+
+
+@pytest.mark.parametrize("name", ["nonsense", "meta"])
+def test_a_device_that_cannot_compute_is_refused_in_one_line(name):
+    with pytest.raises(InvalidConfig, match=f"device {name}: torch cannot compute there") as raised:
+        simulate(scenario(), device=name)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_sweep_finds_that_out_before_its_runs(tmp_path):
+    with pytest.raises(InvalidConfig, match="device nonsense: torch cannot compute there"):
+        sweep(scenario(sweep={"data.alpha": [0.1, 1.0]}), tmp_path, device="nonsense")
+
+
+def test_real_peers_have_no_other_device():
+    with pytest.raises(InvalidConfig, match="device cuda: real peers' trainers run on the CPU"):
+        simulate(scenario(engine="simnet"), device="cuda")
 
 
 def test_tensors_of_two_devices_may_not_meet():
