@@ -8,6 +8,10 @@ from pydantic import Field, field_validator, model_validator
 from p2pfl.core.charter import check_name
 from p2pfl.core.settings import Settings
 
+_LABEL = "[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+HostName = Annotated[str, Field(pattern=rf"^{_LABEL}(\.{_LABEL})*$", max_length=253)]
+"""RFC 1123, section 2.1."""
+
 
 class LoggingConfig(Settings):
     """What a peer writes for those who keep it running.
@@ -37,11 +41,13 @@ class MetricsConfig(Settings):
         port: of the HTTP endpoint; 0: none.
         address: that it binds.
         exposed: allows addresses that others may reach. Nobody is asked who they are there.
+        names: host names that requests may be for, beside addresses; a web page with such a name could read the answer.
     """
 
     port: Annotated[int, Field(ge=0, le=65535)] = 0
     address: str = "127.0.0.1"
     exposed: bool = False
+    names: list[HostName] = Field(default_factory=list, max_length=16)
 
     @model_validator(mode="after")
     def _check_address(self) -> "MetricsConfig":

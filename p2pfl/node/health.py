@@ -5,7 +5,7 @@ bytes for each, and the metrics are written once a second at most. It changes no
 which addresses it may listen is settled by `p2pfl.core.config.MetricsConfig`.
 
 Whom the firewall trusts may still run a browser, and a web page can let its own name lead to this endpoint (DNS
-rebinding): so only requests for an address, or localhost, are answered.
+rebinding): so only requests for an address, localhost, or a name that the operator lists, are answered.
 """
 
 import errno
@@ -58,16 +58,17 @@ class Remembered:
         return self._page
 
 
-def is_asked_by_address(host: str, bound: str) -> bool:
+def is_asked_by_address(host: str, bound: str, names: Sequence[str] = ()) -> bool:
     """Return whether a request's Host is one that no web page can have as its own name.
 
     Args:
         host: the header, with or without a port.
         bound: the address that the endpoint listens at: if it is a loopback address, only those count, else all do, for
             a port that is passed on has another address outside.
+        names: that are the operator's own.
     """
     name = host if host.endswith("]") else host.rpartition(":")[0] or host
-    if name.lower() == "localhost":
+    if name.lower() in {"localhost", *(each.lower() for each in names)}:
         return True
     try:
         asked = ipaddress.ip_address(name.strip("[]"))
@@ -99,10 +100,13 @@ class Endpoint:
     Args:
         pages: by path.
         address: that it listens at.
+        names: by which it may be asked, beside addresses.
     """
 
-    def __init__(self, pages: Mapping[str, Callable[[], Page]], address: str) -> None:
-        self._pages, self._address = pages, address
+    def __init__(
+        self, pages: Mapping[str, Callable[[], Page]], address: str, names: Sequence[str] = ()
+    ) -> None:  # fmt: skip
+        self._pages, self._address, self._names = pages, address, names
         self._clients: dict[trio.CancelScope, None] = {}
 
     async def serve(self, listeners: Sequence[trio.SocketListener]) -> None:
@@ -141,8 +145,10 @@ class Endpoint:
         if request.method not in (b"GET", b"HEAD"):
             return text_page(405, "only GET and HEAD")
         host = next((value.decode("ascii", "replace") for name, value in request.headers if name == b"host"), "")
-        if not is_asked_by_address(host, self._address):
-            return text_page(403, "ask by IP address, or for localhost on this machine: no other Host is answered")
+        if not is_asked_by_address(host, self._address, self._names):
+            return text_page(
+                403, "ask by IP address, for localhost on this machine, or by one of [metrics] names in peer.toml"
+            )
         path = request.target.partition(b"?")[0].decode("ascii", "replace")
         make = self._pages.get(path)
         return text_page(404, f"there are {', '.join(sorted(self._pages))}") if make is None else make()

@@ -388,7 +388,8 @@ class Peer:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_stop_on_signal, driver, self.home.config.stop_seconds)
             if listeners:
-                nursery.start_soon(Endpoint(pages(life.metrics), watched.address).serve, listeners)
+                endpoint = Endpoint(pages(life.metrics), watched.address, watched.names)
+                nursery.start_soon(endpoint.serve, listeners)
 
             def ready(bound: Sequence[str]) -> None:
                 life.status.listens(tuple(bound))

@@ -13,7 +13,7 @@ import trio
 from prometheus_client.parser import text_string_to_metric_families
 from trio.testing import MockClock, memory_stream_pair
 
-from p2pfl.core.config import PeerConfig
+from p2pfl.core.config import MetricsConfig, PeerConfig
 from p2pfl.core.errors import AddressInUse, InvalidConfig, NotAMember, WrongCharter
 from p2pfl.core.privacy import Budget
 from p2pfl.core.settings import validate
@@ -262,8 +262,26 @@ async def test_a_web_page_whose_name_leads_here_reads_nothing(
         for target in ("/metrics", "/readyz", "/other"):
             head, _, body = (await ask(fixed(address), request(target=target, host=host))).partition(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 403 "), host
-            assert body == b"ask by IP address, or for localhost on this machine: no other Host is answered\n"
+            assert (
+                body == b"ask by IP address, for localhost on this machine, or by one of [metrics] names in peer.toml\n"
+            )
     assert (await ask(fixed(address), b"GET /metrics HTTP/1.0\r\n\r\n")).startswith(b"HTTP/1.1 403 ")
+
+
+@trio_test
+async def test_names_that_the_operator_lists_are_answered_and_no_others() -> None:
+    endpoint = Endpoint(fixed()._pages, "10.0.0.5", ["Peer.Bank.example"])
+    for host, code in (
+        ("peer.bank.example", 200), ("PEER.bank.example:9464", 200), ("bank.example", 403),
+        ("evil.peer.bank.example", 403), ("peer.bank.example.evil", 403),
+    ):  # fmt: skip
+        assert (await ask(endpoint, request(host=host))).startswith(f"HTTP/1.1 {code} ".encode()), host
+
+
+@pytest.mark.parametrize("name", ["", "*", "bank example", "bank.example:9464", "-bank.example", "a" * 64, "."])
+def test_a_name_is_a_host_name(name: str) -> None:
+    with pytest.raises(ValueError, match="names"):
+        MetricsConfig(names=[name])
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET", b"\r\n"])
