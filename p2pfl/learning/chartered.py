@@ -47,6 +47,15 @@ def algorithm_of(training: TrainingTerms, averaging: AveragingTerms) -> Algorith
     return algorithm
 
 
+def vectors_of(training: TrainingTerms, averaging: AveragingTerms) -> int:
+    """Return how many vectors of the model's size are averaged in a round, as far as the terms can be understood."""
+    try:
+        algorithm = algorithm_of(training, averaging)
+    except InvalidConfig:
+        return 1
+    return 1 if algorithm is None else algorithm.vectors
+
+
 def verify_task(algorithm: Algorithm | None, task: Task) -> None:
     """Check that an algorithm can train a task.
 

@@ -26,6 +26,7 @@ from p2pfl.core.errors import InvalidConfig, P2pflError
 from p2pfl.crypto.identity import Identity, charter_faults, member_faults
 from p2pfl.crypto.suite import SUITES, suite
 from p2pfl.gossip.grouping import weight_for
+from p2pfl.learning.chartered import vectors_of
 from p2pfl.learning.private_trainer import Privately, PrivateTrainer
 from p2pfl.learning.table import check_table
 from p2pfl.learning.task import Data, Task, load_task, read_data
@@ -233,7 +234,7 @@ def _signatures(home: Home, charter: Charter, name: str) -> Iterator[Finding]:
 
 
 def _disk(home: Home, charter: Charter, probe: Probe) -> Iterator[Finding]:
-    vector = 4 * charter.model.parameters
+    vector = 4 * charter.model.parameters * vectors_of(charter.training, charter.averaging)
     every = home.config.history_every
     copies = -(-charter.rounds // every) if every else 0
     # Of a checkpoint that is being written the old ones are still there.

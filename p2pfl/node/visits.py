@@ -15,6 +15,7 @@ from p2pfl.core.errors import RemoteError, TransportError, WrongCharter, WrongVe
 from p2pfl.core.ids import PeerId, Seconds
 from p2pfl.core.wire import MAX_ADDRESSES
 from p2pfl.crypto.identity import Identity
+from p2pfl.learning.chartered import vectors_of
 from p2pfl.node.consult import PROTOCOL, Consultation, Desk, Facts, consult
 from p2pfl.node.federation import Home
 from p2pfl.node.findings import Finding, Level, Probe
@@ -33,7 +34,7 @@ CLOCK_WARN, CLOCK_FAIL = 2.0, 60.0
 """Seconds a clock may be off: beyond the first, records of different members are hard to compare; beyond the second,
 a member that moves signs address records that the next ones do not supersede for as long. Guesses."""
 ROUND_BYTES = 9.634
-"""Bytes a parameter that a peer sends in a round of groups of four; measured, see the README."""
+"""Bytes a value that a peer sends in a round of groups of four; measured, see the README."""
 
 
 @dataclass(frozen=True)
@@ -219,7 +220,8 @@ def _reason(error: Exception) -> str:
 
 def _link_findings(charter: Charter, name: str, found: Consultation) -> list[Finding]:
     speed = found.bytes_per_second
-    seconds = ROUND_BYTES * charter.model.parameters / speed
+    values = charter.model.parameters * vectors_of(charter.training, charter.averaging)
+    seconds = ROUND_BYTES * values / speed
     what = f"round trip {found.round_trip * 1e3:.3g} ms, {size_text(speed)}/s to it: {seconds:.2g} s of each round"
     if seconds > charter.deadlines.round:
         todo = f"deadlines.round is {charter.deadlines.round:g} s: agree on a longer one, or on a smaller model"

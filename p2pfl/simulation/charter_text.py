@@ -19,7 +19,7 @@ from p2pfl.gossip.grouping import (
 from p2pfl.gossip.mixing import metropolis_hastings, spectral_gap
 from p2pfl.gossip.topology import diameter, overlay_of
 from p2pfl.learning.algorithms.made import options_of
-from p2pfl.learning.chartered import algorithm_of
+from p2pfl.learning.chartered import algorithm_of, vectors_of
 from p2pfl.node.live import UNMASKED, size_text
 from p2pfl.simulation.privacy_text import describe_noise
 
@@ -98,15 +98,6 @@ def _said(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else ", ".join(value) if isinstance(value, tuple) else str(value)
 
 
-def _vectors(charter: Charter) -> int:
-    """Return how many vectors of the model's size a peer sends at most in place of one."""
-    try:
-        algorithm = algorithm_of(charter.training, charter.averaging)
-    except InvalidConfig:
-        return 1
-    return 1 if algorithm is None else algorithm.vectors
-
-
 def _describe_table(table: TableTerms) -> Iterator[str]:
     target = table.target
     what = f"a number from {target.low} to {target.high}"
@@ -139,7 +130,7 @@ def _facts(charter: Charter) -> str:
     low, high = degrees[0], degrees[-1]
     neighbors = f"{low} to {high} neighbors" if low != high else f"{low} neighbor{'s' if low > 1 else ''} each"
     gap = spectral_gap(metropolis_hastings(graph))
-    sent = max(degrees) * 4 * charter.model.parameters * _vectors(charter)
+    sent = max(degrees) * 4 * charter.model.parameters * vectors_of(charter.training, charter.averaging)
     return (
         f": {neighbors}, diameter {diameter(graph)}, spectral gap {gap:.3f}, "
         f"{size_text(sent)} sent a round by each peer"

@@ -40,7 +40,7 @@ from p2pfl.node.launcher import free_ports
 from p2pfl.node.libp2p.host import NO_ANSWER, ChannelTerms, Libp2pTransport
 from p2pfl.node.status import STATUS_FILE, status_of
 from p2pfl.node.transport import IncomingLane, LaneKind
-from p2pfl.node.visits import Visit, visit_findings
+from p2pfl.node.visits import ROUND_BYTES, Visit, _link_findings, visit_findings
 from tests.node.homes import NAMES
 
 pytestmark = pytest.mark.slow
@@ -273,6 +273,16 @@ def test_a_disk_that_is_full(banks: Banks) -> None:
     assert "1.0 kB free" in found.what
     assert "make room" in found.todo
     only_fault(banks.findings(replace(Probe(), free=lambda path: 100_000_000)), "disk", Level.WARN)
+
+
+def test_an_algorithm_of_two_vectors_takes_twice_the_time_of_a_round(banks: Banks) -> None:
+    charter = banks.charter()
+    size = ROUND_BYTES * charter.model.parameters
+    found = Consultation(Facts("0.1.0", Probe().wire, 0.0, charter.hash(), "peer"), 0.0, 0.0, 0.01, size / 3, ())
+    assert "3 s of each round" in _link_findings(charter, "bee", found)[0].what
+    training = charter.training.model_copy(update={"algorithm": "k-gt"})
+    two = charter.model_copy(update={"training": training})
+    assert "6 s of each round" in _link_findings(two, "bee", found)[0].what
 
 
 def test_a_library_that_the_charter_needs(banks: Banks) -> None:
