@@ -52,7 +52,7 @@ from p2pfl.node.health import Endpoint, listen
 from p2pfl.node.lan import meet_on_lan
 from p2pfl.node.libp2p.host import ChannelTerms, Libp2pTransport
 from p2pfl.node.logs import log_event, logging_to
-from p2pfl.node.memory import mapped, return_large_blocks
+from p2pfl.node.memory import keeping_blocks, mapped, return_large_blocks
 from p2pfl.node.metrics import Metrics, Sources, pages
 from p2pfl.node.status import STATUS_FILE, StatusWriter, bytes_in, free_bytes
 from p2pfl.node.store import exclusive, read_text, write_atomic
@@ -97,6 +97,10 @@ class LocalTraining:
 
         With noise for examples nobody is told the loss: it has none. Nor is it kept, so that it cannot be told.
         """
+        with keeping_blocks():
+            return self._train(round, vector, seconds, mixed)
+
+    def _train(self, round: Round, vector: Vector, seconds: float, mixed: bool) -> tuple[Trained, Sequence[Event]]:
         events: list[Event] = []
         if not round % self._evaluate_every:
             events.append(Evaluated(round, self._trainer.evaluate(self._trainer.model_after(vector, mixed))))

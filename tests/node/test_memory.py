@@ -39,6 +39,53 @@ def test_large_blocks_go_back_when_they_are_freed() -> None:
     assert left < 8 << 20
 
 
+STEPS = """
+import resource
+import sys
+import types
+import numpy as np
+from pathlib import Path
+from p2pfl.node.memory import return_large_blocks
+from p2pfl.node.peer import LocalTraining
+
+def anonymous():
+    _, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text().split())
+    return (resident - shared) * 4096
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+class Steps:
+    def train(self, vector, *_):
+        np.ones(8 << 20, np.uint8)
+        before = faults()
+        for _ in range(16):
+            np.ones(8 << 20, np.uint8)
+        self.faults = faults() - before
+        return types.SimpleNamespace(vector=vector, loss=0.0, steps=16)
+
+    def state(self):
+        return b""
+
+steps = Steps()
+assert return_large_blocks()
+before = anonymous()
+LocalTraining(steps, 2).train(1, np.zeros(4, np.float32), 1.0, False)
+held, outside = anonymous() - before, faults()
+np.ones(8 << 20, np.uint8)
+np.ones(8 << 20, np.uint8)
+print(steps.faults, held, faults() - outside)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and glibc is what has the setting")
+def test_local_steps_use_blocks_again_and_give_them_back() -> None:
+    out = subprocess.run([sys.executable, "-c", STEPS], capture_output=True, text=True, check=True, timeout=60)
+    within, held, outside = map(int, out.stdout.split())
+    assert 4 * within < outside, "pages that the system cleared, for 16 blocks and for 2"
+    assert held < 4 << 20
+
+
 AGAIN = """
 import resource
 import sys
