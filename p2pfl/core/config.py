@@ -80,6 +80,8 @@ class PeerConfig(Settings):
         mdns: whether this peer tells the local network that it is there, and looks for other members on it. Off unless
             asked for: whoever is on that network learns the peer id and the address.
         seed: draws the order of the training examples.
+        threads: of local steps and evaluations. One by default: where peers share a machine, more take longer, and for
+            small models, too. The last bits of what steps give depend on it.
         evaluate_every: rounds between evaluations on the held-out data.
         history_every: rounds between copies of the model in `history.f32`, for drawing the consensus distance; 0: none.
         stop_seconds: for a round to end in once the peer was asked to stop; then it leaves in the middle of it. A
@@ -99,6 +101,7 @@ class PeerConfig(Settings):
     relay: bool = False
     mdns: bool = False
     seed: Annotated[int, Field(ge=0)] = 0
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1
     evaluate_every: Annotated[int, Field(ge=1)] = 1
     history_every: Annotated[int, Field(ge=0)] = 0
     stop_seconds: Annotated[float, Field(gt=0, le=86400)] = 75.0

@@ -358,7 +358,8 @@ def _schema_faults(home: Home, table: TableTerms) -> Iterator[Finding]:
 
 def _step(home: Home, charter: Charter, task: Task, data: Data, probe: Probe) -> Finding:
     terms = charter.training
-    torch.set_num_threads(1)  # as a peer does
+    threads = home.config.threads
+    torch.set_num_threads(threads)
     privately, clip, seed, clock = Privately.of(charter, os.urandom), terms.clip_norm, home.config.seed, probe.stopwatch
     kind = Trainer if privately is None else partial(PrivateTrainer, privately=privately)
     trainer = kind(task, data, local_steps=1, batch_size=terms.batch_size, clip_norm=clip, seed=seed, clock=clock)
@@ -370,8 +371,12 @@ def _step(home: Home, charter: Charter, task: Task, data: Data, probe: Probe) ->
     trained = trainer.train(trained.vector, 2)
     seconds = (probe.stopwatch() - started) * terms.local_steps
     what = f"a local step works: loss {trained.loss:.4g}; a round's {terms.local_steps} take about {seconds:.2g} s"
+    what += f" on {threads} thread{'s' if threads > 1 else ''}"
     if seconds > charter.deadlines.round:
-        todo = f"deadlines.round is {charter.deadlines.round:g} s: agree on a longer one, or on training.window"
+        todo = (
+            f"deadlines.round is {charter.deadlines.round:g} s: raise threads in peer.toml, or agree on a longer one, "
+            "or on training.window"
+        )
         return Finding("training", Level.WARN, what, todo)
     return Finding("training", Level.OK, what)
 

@@ -198,6 +198,7 @@ def render_config(config: PeerConfig) -> str:
     notes = {
         "listen": "where this peer listens",
         "announce": "where the others reach it; `p2pfl charter join` puts these into the charter",
+        "threads": "of local steps; as many as this machine has cores to give, for large models",
         "evaluate_every": "rounds",
         "history_every": "rounds between copies of the model for plots; 0: none",
         "seed": "draws the order of the training examples",

@@ -249,7 +249,7 @@ class Peer:
         Raises:
             P2pflError: the run failed.
         """
-        torch.set_num_threads(1)
+        torch.set_num_threads(self.home.config.threads)
         return_large_blocks()
         run_path = self.home.run_path
         with (

@@ -157,6 +157,7 @@ def test_what_is_nested_without_end_is_refused() -> None:
         ({"listen": "/ip4/0.0.0.0/tcp/1"}, "listen: "),
         ({"listen": []}, "listen: "),
         ({"evaluate_every": 0}, "evaluate_every: "),
+        ({"threads": 0}, "threads: "),
         ({"seed": -1}, "seed: "),
         ({"data": 5}, "data: "),
         (

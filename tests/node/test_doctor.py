@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import tomlkit
+import torch
 import trio
 
 from p2pfl.core.charter import Charter
@@ -273,6 +274,18 @@ def test_a_disk_that_is_full(banks: Banks) -> None:
     assert "1.0 kB free" in found.what
     assert "make room" in found.todo
     only_fault(banks.findings(replace(Probe(), free=lambda path: 100_000_000)), "disk", Level.WARN)
+
+
+def test_steps_are_measured_on_as_many_threads_as_a_peer_has(banks: Banks) -> None:
+    before = torch.get_num_threads()
+    try:
+        for threads, said in ((1, "on 1 thread"), (2, "on 2 threads")):
+            banks.change(threads=threads)
+            (found,) = (finding for finding in banks.findings(present=False).findings if finding.check == "training")
+            assert found.what.endswith(said)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_an_algorithm_of_two_vectors_takes_twice_the_time_of_a_round(banks: Banks) -> None:
