@@ -371,7 +371,7 @@ def _step(home: Home, charter: Charter, task: Task, data: Data, probe: Probe) ->
     trained = trainer.train(trained.vector, 2)
     seconds = (probe.stopwatch() - started) * terms.local_steps
     what = f"a local step works: loss {trained.loss:.4g}; a round's {terms.local_steps} take about {seconds:.2g} s"
-    what += f" on {threads} thread{'s' if threads > 1 else ''}"
+    what += f" on {threads} of {probe.cores()} cores"
     if seconds > charter.deadlines.round:
         todo = (
             f"deadlines.round is {charter.deadlines.round:g} s: raise threads in peer.toml, or agree on a longer one, "

@@ -1,6 +1,7 @@
 """What a doctor finds, as values, and the world it looks at, as parameters."""
 
 import importlib
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -72,6 +73,11 @@ def _is_installed(name: str) -> bool:
     return True
 
 
+def usable_cores() -> int:
+    """Return how many processors this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @dataclass(frozen=True)
 class Probe:
     """The world that a doctor looks at; tests give another.
@@ -81,6 +87,7 @@ class Probe:
         stopwatch: seconds that only ever grow.
         free: bytes that are free where a path is.
         can_import: whether a module is installed.
+        cores: that this process may use.
         release: this version of p2pfl.
         wire: the versions of its messages.
     """
@@ -89,5 +96,6 @@ class Probe:
     stopwatch: Callable[[], float] = time.perf_counter
     free: Callable[[Path], int] = free_bytes
     can_import: Callable[[str], bool] = _is_installed
+    cores: Callable[[], int] = usable_cores
     release: str = RELEASE
     wire: Versions = SPOKEN

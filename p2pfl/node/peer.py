@@ -77,6 +77,7 @@ class LocalTraining:
         state: the trainer's, after the last steps of the peer's former life.
         pay: writes down what the steps of a round may tell of single examples, before they are made; says whether the
             budget bears them. None where no noise hides examples, and there is no budget.
+        threads: of torch, and of the libraries that it calls, which count for each of their callers anew.
     """
 
     def __init__(
@@ -85,7 +86,9 @@ class LocalTraining:
         evaluate_every: int,
         state: bytes | None = None,
         pay: Callable[[Round], bool] | None = None,
+        threads: int = 1,
     ) -> None:
+        self._threads = threads
         self._states: tuple[tuple[int, bytes | None], ...] = ((-1, state),)
         self._trainer = trainer
         self._evaluate_every = evaluate_every
@@ -97,6 +100,7 @@ class LocalTraining:
 
         With noise for examples nobody is told the loss: it has none. Nor is it kept, so that it cannot be told.
         """
+        torch.set_num_threads(self._threads)
         with keeping_blocks():
             return self._train(round, vector, seconds, mixed)
 
@@ -358,7 +362,9 @@ class Peer:
 
         budget = self.federation.charter.example_budget
         pay = None if budget is None else partial(_pay, budget, life.checkpoints)
-        worker = LocalTraining(self.trainer, self.home.config.evaluate_every, life.trainer, pay)
+        worker = LocalTraining(
+            self.trainer, self.home.config.evaluate_every, life.trainer, pay, self.home.config.threads
+        )
 
         def persist(record: Record) -> Mapped | None:
             state = worker.state_before(record.round) if isinstance(record, Checkpoint) else None

@@ -1,5 +1,6 @@
 """What a peer puts together for its driver: the trainer's state of the right round, and its own address record."""
 
+import threading
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from p2pfl.core.errors import InvalidConfig, StoreFailed
 from p2pfl.core.ids import PeerId, Round
@@ -49,6 +51,25 @@ def test_a_checkpoint_takes_the_state_from_before_its_round_though_that_has_begu
         assert worker.state_before(round + 1) == bytes([round - 6])
         assert worker.state_before(round) == (b"former life" if round == 7 else bytes([round - 7]))
     assert worker.state_before(500) == bytes([3]), "rounds without training leave the state as it was"
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_steps_have_as_many_threads_as_the_peer_is_given_in_whatever_thread_they_are_made(threads: int) -> None:
+    class Asking(Counting):
+        def train(self, vector: Vector, round: Round, seconds: float, mixed: bool) -> Any:
+            self.count = torch.get_num_threads()
+            return super().train(vector, round, seconds, mixed)
+
+    before, trainer = torch.get_num_threads(), Asking()
+    try:
+        torch.set_num_threads(3 - threads)
+        worker = LocalTraining(trainer, 10**9, threads=threads)  # type: ignore[arg-type]
+        thread = threading.Thread(target=worker.train, args=(Round(1), np.zeros(1, np.float32), 1.0, True))
+        thread.start()
+        thread.join()
+    finally:
+        torch.set_num_threads(before)
+    assert trainer.count == threads + 1, "and one training"
 
 
 def test_only_a_peer_that_announces_other_addresses_than_the_charters_signs_a_record(tmp_path: Path) -> None:
