@@ -13,7 +13,7 @@ from p2pfl.gossip.compress import Identity, compressor
 from p2pfl.gossip.graphs import parse
 from p2pfl.gossip.schedule import Schedule
 from p2pfl.gossip.schedule import schedule as make_schedule
-from p2pfl.learning.algorithms import ChocoSgd, PartialSharing
+from p2pfl.learning.algorithms import AdPsgd, Algorithm, ChocoSgd, PartialSharing
 from p2pfl.learning.algorithms.made import make_algorithm
 from p2pfl.learning.chartered import learning_rate
 from p2pfl.learning.evaluation import forward
@@ -35,7 +35,8 @@ class Parts:
         task: what is trained.
         data: of all peers together.
         pool: the examples that shares lie in: the training part, and behind it what attackers made of theirs.
-        lr: the learning rate.
+        lr: the learning rate; nan where the task's own optimizer has more than one.
+        own: whether the task's own optimizer makes the local steps: it is not plain SGD, and the scenario sets no rate.
         steps: how many local steps every peer makes in a round.
         metric: what runs are judged by: the first of the task's own.
         algorithm: what peers do.
@@ -53,7 +54,6 @@ class Parts:
         self._scenario = scenario
         self.task: Task = load_task(scenario.data.task, Path()).task
         self.data: Data = read_data(self.task, scenario.data.settings)
-        self.lr = scenario.training.learning_rate or learning_rate(self.task)
         order = layout(make_model(self.task))
         terms, training = scenario.compression, scenario.training
         algorithm = make_algorithm(training.algorithm, training.options, ChocoSgd(Identity(), terms.gamma))
@@ -66,6 +66,8 @@ class Parts:
             self.shared = np.flatnonzero(np.repeat(np.logical_not(stays), sizes))
         if isinstance(algorithm, ChocoSgd):
             algorithm = dataclasses.replace(algorithm, compress=EachSeed(self.compress, scenario.seeds))
+        self.own = not training.learning_rate and not _is_plain(algorithm, self.task)
+        self.lr = training.learning_rate or (_rate(self.task) if self.own else learning_rate(self.task))
         self.algorithm = with_noise(algorithm, scenario)
         self.attackers = scenario.attackers.among(scenario.peers)
         self.attack = ATTACKS[scenario.attackers.attack] if self.attackers else None
@@ -163,6 +165,29 @@ def _options(terms: Averaging, peers: int) -> dict[str, object]:
             raise InvalidConfig("averaging.options: the topology graph needs file, a GraphML file or a list of links")
         options["graph"], _ = parse(read_text(Path(file), "a graph"), graphml=file.endswith(".graphml"))
     return options
+
+
+def _is_plain(algorithm: Algorithm, task: Task) -> bool:
+    """Return whether local steps are those of plain SGD.
+
+    Raises:
+        InvalidConfig: the task has another optimizer, and the algorithm computes with the learning rate.
+    """
+    try:
+        learning_rate(task)
+    except InvalidConfig:
+        if algorithm.plain or isinstance(algorithm, AdPsgd):
+            raise
+        return False
+    return True
+
+
+def _rate(task: Task) -> float:
+    """Return the learning rate of a task's optimizer; nan if there is not one for all."""
+    with blame(task, "optimizer"):
+        groups = task.optimizer(make_model(task).parameters()).param_groups
+    rates = {float(group["lr"]) for group in groups}
+    return rates.pop() if len(rates) == 1 else math.nan
 
 
 def _steps(scenario: Scenario, examples: int) -> int:

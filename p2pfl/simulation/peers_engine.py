@@ -96,7 +96,8 @@ def run_peers(
 
 def _sites(scenario: Scenario, parts: Parts, number: int, charter: Charter, start: Vector) -> list["_Site"]:
     shares = parts.shares(number)
-    task, roster, places = _rated(parts.task, parts.lr), charter.roster(), parts.places(number)
+    task = parts.task if parts.own else _rated(parts.task, parts.lr)
+    roster, places = charter.roster(), parts.places(number)
     sites = []
     # In the network peers are in the order of their numbers. Their places in the roster are others where some attack.
     for peer, place in enumerate(places):

@@ -91,7 +91,7 @@ class Training(TrainingTerms):
     Attributes:
         algorithm: `p2pfl scenario explain` lists them; `d-psgd`, a charter's word, is `local-sgd` as it is.
         options: of the algorithm, as listed there.
-        learning_rate: of the local steps; 0 for that of the task's own optimiser.
+        learning_rate: of plain SGD, which then makes the local steps in place of the task's own optimiser; 0 for that.
         epochs: local work as passes over an average share: the steps are epochs * examples / batch_size, rounded up,
             the same for all peers; 0 for `local_steps`.
         window: here, seconds by `cost.step_seconds`, which is the same for all peers.

@@ -24,6 +24,7 @@ from p2pfl.simulation.charter_terms import verify_peers
 from p2pfl.simulation.curves import Curve, StoppingRule, backdoor_of
 from p2pfl.simulation.dense.engine import Engine, Experiment, RoundMetrics
 from p2pfl.simulation.dense.evaluation import Evaluation
+from p2pfl.simulation.dense.kernels import OwnOptimizer
 from p2pfl.simulation.dense.sampling import derived, sampler_of
 from p2pfl.simulation.dense.variants import Each
 from p2pfl.simulation.exchanges import Relabelled
@@ -154,6 +155,7 @@ class _Running:
                 peers=scenario.peers * len(self._seeds),
                 local_steps=parts.steps,
                 lr=lambda _: parts.lr,
+                own=OwnOptimizer(parts.task) if parts.own else None,
                 rounds=rounds,
                 seed=scenario.seeds[0],
                 evaluated=lambda number: number + 1 in self._evaluated,
@@ -258,7 +260,7 @@ def _result(
         "peers": scenario.peers,
         "parameters": size,
         "local_steps": parts.steps,
-        "learning_rate": parts.lr,
+        "learning_rate": parts.lr if math.isfinite(parts.lr) else None,
         "topology": scenario.averaging.topology,
         "algorithm": scenario.training.algorithm,
         "masks": scenario.averaging.masks,

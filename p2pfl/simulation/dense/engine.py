@@ -17,7 +17,7 @@ from p2pfl.learning.seeding import seeded
 from p2pfl.learning.space import CPU, Local, Request, Space, Steps
 from p2pfl.learning.task import Examples, Task
 from p2pfl.simulation.dense.evaluation import Evaluation, Evaluator
-from p2pfl.simulation.dense.kernels import Kernel, Pulls, kernel_for
+from p2pfl.simulation.dense.kernels import Kernel, OwnOptimizer, Pulls, kernel_for
 from p2pfl.simulation.dense.mix import Mixer, Rows
 from p2pfl.simulation.dense.sampling import Sampler, derived
 from p2pfl.simulation.dense.threads import one_thread_each
@@ -116,6 +116,8 @@ class Experiment:
         judged: how many peers of each variant are evaluated, its first ones; the others are not to be believed. 0 for
             all.
         working: which peers take part in a round, bool [n]; others stay as they are. None stands for all.
+        own: the task's own optimizer, for local steps of which the algorithm asks for nothing but gradients; SGD unless
+            given. All peers take part in all rounds then, since what it remembers has one count of steps.
         tier: of the local training; the fastest that fits, unless given.
         device: where everything is computed.
     """
@@ -137,6 +139,7 @@ class Experiment:
     variants: int = 1
     judged: int = 0
     working: Callable[[int], Tensor] | None = None
+    own: OwnOptimizer | None = None
     tier: str | None = None
     device: torch.device = CPU
 
@@ -242,6 +245,7 @@ class RoundLocal:
         self._sampler = experiment.sampler
         self._round = round
         self._overwrite = overwrite
+        self._own = experiment.own
         self._step = 0
         self._losses = torch.zeros(space.n, dtype=space.dtype, device=space.device)
 
@@ -259,7 +263,7 @@ class RoundLocal:
         target = out if self._overwrite else None
         if momentum is not None and not self._overwrite:
             momentum = momentum.clone()
-        pulls = Pulls(correction, prox, anchor, momentum, beta, nesterov)
+        pulls = Pulls(correction, prox, anchor, momentum, beta, nesterov, self._own)
         steps = self._kernel.steps(self._space, x, self._draw(self.count), self.lr, pulls, target)
         self._losses += steps.loss * self.count
         return steps
@@ -325,5 +329,10 @@ def _verify(experiment: Experiment, space: Space) -> None:
         )
     if not 0 <= experiment.judged <= experiment.peers // experiment.variants:
         raise InvalidConfig(f"{experiment.judged} peers of each variant are to be evaluated, more than there are")
+    if experiment.own is not None and experiment.working is not None:
+        raise InvalidConfig(
+            "peers are away now and then, and the task's optimizer remembers how many steps it made; set "
+            'training.learning_rate for plain SGD, or take the engine "simnet"'
+        )
     if experiment.local_steps < 1:
         raise InvalidConfig(f"local_steps is {experiment.local_steps}; it must be at least 1")

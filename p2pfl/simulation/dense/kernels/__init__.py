@@ -9,10 +9,11 @@ from p2pfl.core.errors import InvalidConfig
 from p2pfl.learning.task import Examples, Task, make_model
 from p2pfl.simulation.dense.kernels.base import Kernel, Pulls
 from p2pfl.simulation.dense.kernels.fused import FusedKernel, fits
+from p2pfl.simulation.dense.kernels.optimizers import OwnOptimizer
 from p2pfl.simulation.dense.kernels.stacked import StackedKernel, layers
 from p2pfl.simulation.dense.kernels.vmap import VmapKernel
 
-__all__ = ["TIERS", "Kernel", "Pulls", "kernel_for"]
+__all__ = ["TIERS", "Kernel", "OwnOptimizer", "Pulls", "kernel_for"]
 
 TIERS: Mapping[str, Callable[[Task, Examples], Kernel]] = {
     "fused": FusedKernel,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from p2pfl.learning.space import Block, Space, Steps
 from p2pfl.learning.task import Examples
+from p2pfl.simulation.dense.kernels.optimizers import OwnOptimizer
 from p2pfl.simulation.dense.threads import share
 
 CHUNK = 64
@@ -37,11 +38,13 @@ class Pulls:
     momentum: Tensor | None = None
     beta: float = 0.0
     nesterov: bool = False
+    own: OwnOptimizer | None = None
+    """What makes the steps of these gradients in place of SGD; then there is no momentum."""
 
     @property
     def plain(self) -> bool:
         """Whether there are none: a step is x - lr * gradient."""
-        return self.correction is None and self.prox == 0.0 and self.momentum is None
+        return self.correction is None and self.prox == 0.0 and self.momentum is None and self.own is None
 
 
 class Kernel(ABC):
@@ -141,7 +144,10 @@ class Kernel(ABC):
         for step in range(chosen.shape[1]):
             losses += self._gradients(params, chosen[:, step], room)
             _pull(params, room, correction, pulls.prox, anchor)
-            _move(params, room, lr, momentum, pulls.beta, pulls.nesterov)
+            if pulls.own is None:
+                _move(params, room, lr, momentum, pulls.beta, pulls.nesterov)
+            else:
+                pulls.own.step(part, params, room)
         return losses
 
     def _share(self, space: Space, work: Callable[[int, slice], None]) -> None:
