@@ -61,6 +61,9 @@ Changes = Annotated[
 ]
 RunsFolder = Annotated[Path, typer.Option("--runs", help="Where the runs' folders go.")]
 TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard's event files, too (an extra).")]
+Engine = Annotated[
+    str | None, typer.Option(help="dense: thousands of peers as stacked tensors; simnet: real peers' machines.")
+]
 Device = Annotated[str, typer.Option(help="Where torch computes: cpu, or cuda.")]
 
 
@@ -458,9 +461,7 @@ def simulate(
     scenario: ScenarioName,
     changes: Changes = None,
     runs: RunsFolder = Path("runs"),
-    engine: Annotated[
-        str | None, typer.Option(help="dense: thousands of peers as stacked tensors; simnet: real peers' machines.")
-    ] = None,
+    engine: Engine = None,
     device: Device = "cpu",
     again: Annotated[bool, typer.Option("--again", help="Run even if there is a run of the same settings.")] = False,
     tensorboard: TensorBoard = False,
@@ -477,9 +478,13 @@ def simulate(
     from p2pfl.simulation.simulate import simulate as run_scenario
 
     keep_freed_blocks()
-    chosen = load(scenario, [*(changes or ()), *([] if engine is None else [f"engine={engine}"])])
+    chosen = load(scenario, _with_engine(changes, engine))
     if chosen.sweep:
-        raise InvalidConfig(f"{scenario} has a [sweep] of {', '.join(chosen.sweep)}: run p2pfl sweep {scenario}")
+        ways = " ".join(f"--set {key}=VALUE" for key in chosen.sweep)
+        raise InvalidConfig(
+            f"{scenario} has a [sweep] of {', '.join(chosen.sweep)}: run p2pfl sweep {scenario}, or one value of each "
+            f"by {ways}"
+        )
     if tensorboard:
         event_writer()  # before a long run, not after it
     _say_scenario(chosen)
@@ -503,6 +508,7 @@ def sweep(
     ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes; by default one for each processor.")] = None,
     runs: RunsFolder = Path("runs"),
+    engine: Engine = None,
     device: Device = "cpu",
     backend: Annotated[str, typer.Option(help="processes, or ray (an extra); results are the same.")] = "processes",
     address: Annotated[
@@ -510,7 +516,7 @@ def sweep(
     ] = None,
     tensorboard: TensorBoard = False,
 ) -> None:
-    """Run every combination of a scenario's [sweep], and compare them. What has been run is not run again."""
+    """Run every combination of what a scenario's sweep lists, and compare them. What has been run is not run again."""
     from p2pfl.core.errors import RoundFailed
     from p2pfl.simulation.compare import compare as make_comparison
     from p2pfl.simulation.compare import save_comparison
@@ -518,7 +524,7 @@ def sweep(
     from p2pfl.simulation.scenario import load, varied
     from p2pfl.simulation.sweep import sweep as run_sweep
 
-    chosen = varied(load(scenario, changes or ()), vary or ())
+    chosen = varied(load(scenario, _with_engine(changes, engine)), vary or ())
     if tensorboard:
         event_writer()
     _say_scenario(chosen)
@@ -557,6 +563,10 @@ def compare(
     files = save_comparison(made, output)
     Console(highlight=False).print(made)
     say(f"in {output}: {', '.join(file.name for file in files)}")
+
+
+def _with_engine(changes: Sequence[str] | None, engine: str | None) -> list[str]:
+    return [*(changes or ()), *([] if engine is None else [f"engine={engine}"])]
 
 
 def _write_events(runs: Sequence[Any], folder: Path) -> None:

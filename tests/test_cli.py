@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import typer.main
+from rich.text import Text
 
 from p2pfl import __version__, cli
 from p2pfl.core.charter import Charter
@@ -159,12 +160,16 @@ def test_every_command_explains_itself_and_says_what_comes_next(p2pfl: Commands,
 
 
 def test_the_list_of_commands_here_is_whole_and_all_are_described() -> None:
+    """And the help has no word in brackets that the markup would take for a style of its own."""
     seen: list[list[str]] = []
 
     def walk(command: object, words: list[str]) -> None:
         seen.append(words)
         assert getattr(command, "help", None), words
-        for parameter in getattr(command, "params", []):
+        parameters = getattr(command, "params", [])
+        for text in [getattr(command, "help", ""), *(parameter.help or "" for parameter in parameters)]:
+            assert Text.from_markup(text).plain == text, words
+        for parameter in parameters:
             assert parameter.help or parameter.name == "help", (words, parameter.name)
         for name, inner in getattr(command, "commands", {}).items():
             walk(inner, [*words, name])
@@ -217,6 +222,16 @@ def test_without_a_command_the_help_is_all_there_is(p2pfl: Commands, command: li
         ("peer", "peer.toml: this peer's settings cannot be read: No such file or directory"),
         ("peer --config /", "/peer.toml: this peer's settings cannot be read: No such file or directory"),
         ("demo --peers 1", "--peers 1: this machine can show 2 to 128 peers"),
+        (
+            "simulate topologies",
+            "topologies has a [sweep] of averaging.topology: run p2pfl sweep topologies, or one value of each by "
+            "--set averaging.topology=VALUE",
+        ),
+        ("simulate topologies --set averaging.topology=graph", "averaging.options: the topology graph needs file"),
+        (
+            "sweep asynchronous --engine dense",
+            "asynchronous with training.algorithm = ad-psgd, cost.slowness = 1.0: ad-psgd",
+        ),
     ],
 )
 def test_a_wrong_command_is_told_in_one_line(p2pfl: Commands, arguments: str, line: str) -> None:

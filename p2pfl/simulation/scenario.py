@@ -358,6 +358,7 @@ class Scenario(Settings):
         participation: the fraction of peers that take part in a round, at least one, drawn anew each round; of the
             engine dense alone, as of real peers all take part.
         sweep: lists of values by dotted key, such as `"data.alpha" = [0.1, 1.0]`: `p2pfl sweep` runs every combination.
+            What `--set` gives a value is swept no more.
     """
 
     name: str = "scenario"
@@ -473,7 +474,7 @@ def load(source: str, changes: Sequence[str] = ()) -> Scenario:
     Args:
         source: a path, or one of `names()`.
         changes: settings that go before the file's, `dotted.key=value`; the value as TOML has it, or else a word.
-            Files in them are relative to where one is, those in a file to the file.
+            Files in them are relative to where one is, those in a file to the file. A key that is set is swept no more.
 
     Raises:
         InvalidConfig: there is no such scenario, or something in it cannot be used.
@@ -488,7 +489,7 @@ def load(source: str, changes: Sequence[str] = ()) -> Scenario:
         key, equals, text = change.partition("=")
         if not equals:
             raise InvalidConfig(f"--set {change}: write key=value, such as training.rounds=100")
-        values = put(values, key.strip(), value_of(text.strip()))
+        values = _unswept(put(values, key.strip(), value_of(text.strip())), key.strip())
     values.setdefault("name", path.stem)
     return validate(Scenario, _located(values, Path()), str(path))
 
@@ -514,6 +515,17 @@ def put(values: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
     if not isinstance(inner, Mapping):
         raise InvalidConfig(f"{key}: {first} is no table; p2pfl scenario explain lists the keys")
     return {**values, first: put(inner, rest, value)}
+
+
+def _unswept(values: dict[str, Any], key: str) -> dict[str, Any]:
+    """Return tables whose sweep has neither a key, nor what is in it or what it is in: these would undo its value."""
+    if not isinstance(sweep := values.get("sweep"), Mapping):
+        return values
+    return {**values, "sweep": {swept: each for swept, each in sweep.items() if not _overlap(swept, key)}}
+
+
+def _overlap(one: str, other: str) -> bool:
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
 def get(values: Mapping[str, Any], key: str) -> Any:

@@ -195,6 +195,20 @@ def test_a_sweep_says_what_is_wrong_with_it(monkeypatch):
         points(scenario(sweep={"peers": [2, 3, 4, 5]}))
 
 
+def test_what_is_set_is_swept_no_more(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        '[sweep]\n"averaging.options" = [{size = 4}, {size = 8}]\n"data.alpha" = [0.1, 1.0]\npeers = [8, 16]\n'
+    )
+    assert set(load(str(path)).sweep) == {"averaging.options", "data.alpha", "peers"}
+    found = load(str(path), ["peers=9", "averaging.options.size=3", 'data={task="digits"}'])
+    assert (found.peers, found.averaging.options, found.sweep) == (9, {"size": 3}, {})
+    beside = load(str(path), ["averaging.topology=ring"])
+    assert set(beside.sweep) == {"averaging.options", "data.alpha", "peers"}
+    later = load(str(path), ["peers=9", "sweep={peers=[2, 3]}"])
+    assert dict(later.sweep) == {"peers": (2, 3)}
+
+
 def test_put_keeps_what_is_beside():
     assert put({"a": {"b": 1, "c": 2}, "d": 3}, "a.b", 4) == {"a": {"b": 4, "c": 2}, "d": 3}
     assert put({}, "a.b.c", 1) == {"a": {"b": {"c": 1}}}
