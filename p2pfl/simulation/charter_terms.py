@@ -1,6 +1,6 @@
 """What a scenario says of a federation, as a charter: for its peers in the simulated network, or as a draft."""
 
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
@@ -28,12 +28,18 @@ ONLY_SIMULATED = ("attackers", "faults", "stopping", "participation")
 
 
 def _verify_terms(scenario: Scenario) -> None:
-    for name in ("compression", "defence"):
-        if getattr(scenario, name) != getattr(Scenario(), name):
+    for name, chosen in (("compression", scenario.compression.name), ("defence", scenario.defence.rule)):
+        if chosen != "none":
             raise InvalidConfig(f'real peers have no {name} yet: it is for the engine "dense"; leave it out')
     name = scenario.training.algorithm
     if name in NOT_FOR_PEERS:
         raise InvalidConfig(f'real peers do not run it: {NOT_FOR_PEERS[name]}, or simulate it with the engine "dense"')
+    topologies = get_args(AveragingTerms.model_fields["topology"].annotation)
+    if scenario.averaging.topology not in topologies:
+        raise InvalidConfig(
+            f"averaging.topology: {scenario.averaging.topology} is of the lab alone: take one of "
+            f'{", ".join(topologies)}, or simulate it with the engine "dense"'
+        )
     if scenario.averaging.options:
         raise InvalidConfig("averaging.options: a charter's topologies have none; leave them out")
 
@@ -145,6 +151,10 @@ def draft_terms(scenario: Scenario) -> tuple[dict[str, dict[str, Any]], list[str
         said.append("training.epochs: a charter counts local_steps; set them")
     if scenario.training.learning_rate:
         said.append("training.learning_rate: the task's optimiser has its own")
+    if scenario.sweep:
+        said.append(
+            f"sweep of {', '.join(scenario.sweep)}: a charter has one value of each; --set KEY=VALUE chooses it"
+        )
     if "data" in given:
         said.append("data: each member's own, in its peer.toml")
     return tables, said

@@ -217,7 +217,7 @@ def test_a_rule_of_what_is_not_measured_is_refused(engine):
         ({"training": {"algorithm": "gradient-tracking"}}, "gradient-tracking makes one step a round"),
         ({"training": {"algorithm": "push-sum"}}, "push-sum is for links that go one way"),
         ({"training": {"algorithm": "d2", "local_steps": 1}}, "d2 is for one mixing matrix in all rounds"),
-        ({"averaging": {"topology": "base-graph"}}, "a charter has no such terms"),
+        ({"averaging": {"topology": "base"}}, "averaging.topology: base is of the lab alone: take one of groups, exp"),
         ({"faults": {"missed": 0.1}}, "faults.missed: among real peers no exchange fails alone"),
         ({"participation": 0.5}, "participation: real members all take part in every round"),
         ({"attackers": {"attack": "inner-product", "count": 1}}, "a real peer has sent its own before it sees that"),
@@ -250,7 +250,18 @@ def test_a_rehearsal_becomes_a_draft(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "exists already" in capsys.readouterr().err
     assert charter_from("topologies", str(tmp_path / "other"), "--set", "compression.name=sign") == 2
     assert "real peers have no compression yet" in capsys.readouterr().err
+    assert charter_from("ten-thousand", str(tmp_path / "other")) == 2
+    assert "one-peer-exponential is of the lab alone" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+def test_a_draft_of_a_sweep_says_what_it_leaves_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The rule `none` is no defence, whatever the other keys of [defence] say."""
+    assert charter_from("byzantine", str(tmp_path), "--set", "attackers.attack=none") == 0
+    said = capsys.readouterr().out
+    assert "left out: sweep of defence.rule: a charter has one value of each" in said
+    assert "left out: attackers: not of a charter" in said
+    assert load_charter(tmp_path / "charter.toml").averaging.topology == "complete"
 
 
 def test_a_draft_has_the_rehearsals_algorithm_and_none_that_peers_cannot_bear(
