@@ -1,7 +1,7 @@
 """Static graphs for analysis, by name or from a file's text. Charters' overlays are in `p2pfl.gossip.topology`.
 
-All are connected and undirected, on nodes 0 to n-1, and those that are drawn follow from a seed. The first line of a
-function's docstring is what `p2pfl topology` says of it.
+All are connected, on nodes 0 to n-1, and undirected but for files'; those that are drawn follow from a seed. The
+first line of a function's docstring is what `p2pfl topology` says of it.
 """
 
 import math
@@ -119,32 +119,43 @@ def draw(name: str, n: int, seed: int) -> nx.Graph:
     return _plain(GRAPHS["complete" if name == "groups" else name](n, seed))
 
 
-def parse(text: str, *, graphml: bool) -> tuple[nx.Graph, tuple[str, ...]]:
+def parse(
+    text: str, *, graphml: bool, most: int | None = MOST_PEERS, directed: bool = False
+) -> tuple[nx.Graph, tuple[str, ...]]:
     """Read a graph from GraphML, or from lines `a b` or `a,b`, one link each; `#` begins a comment.
 
     Weights and other attributes are not read. Nodes that are numbers are ordered as numbers, others as in the file.
 
+    Args:
+        text: what the file says.
+        graphml: whether it is GraphML.
+        most: of nodes; None for any number, where nothing is computed of their matrix.
+        directed: whether GraphML whose links go one way is taken: the source sends to the target.
+
     Returns:
-        the graph on nodes 0 to n-1, and what the file calls them.
+        the graph on nodes 0 to n-1, a `DiGraph` where links go one way, and what the file calls them.
 
     Raises:
-        InvalidConfig: it is not such a text, has links in one direction, is not connected, or too large.
+        InvalidConfig: it is not such a text, has links that go one way and may not, is not connected (a `DiGraph`:
+            strongly), or too large.
     """
     read = _graphml(text) if graphml else _edges(text)
-    if read.is_directed():
+    if read.is_directed() and not directed:
         raise InvalidConfig("links go one way; here all go both ways: save the graph as undirected")
     names = [str(name) for name in read]
     if all(name.isdecimal() for name in names):
         names.sort(key=int)
-    if not 2 <= len(names) <= MOST_PEERS:
-        raise InvalidConfig(f"a graph here has 2 to {MOST_PEERS} nodes, not {len(names)}")
+    if len(names) < 2 or (most is not None and len(names) > most):
+        sizes = "2 nodes or more" if most is None else f"2 to {most} nodes"
+        raise InvalidConfig(f"a graph here has {sizes}, not {len(names)}")
     places = {name: place for place, name in enumerate(names)}
-    graph = nx.Graph()
+    graph = nx.DiGraph() if read.is_directed() else nx.Graph()
     graph.add_nodes_from(range(len(names)))
     graph.add_edges_from((places[str(one)], places[str(other)]) for one, other in read.edges())
-    if not nx.is_connected(graph):
-        apart = min(nx.connected_components(graph), key=len)
-        raise InvalidConfig(f"not connected: no path leads from {names[min(apart)]} to all others; add a link")
+    apart = min((nx.strongly_connected_components if read.is_directed() else nx.connected_components)(graph), key=len)
+    if len(apart) < len(names):
+        back = " and back" if read.is_directed() else ""
+        raise InvalidConfig(f"not connected: no path leads from {names[min(apart)]} to all others{back}; add a link")
     return _plain(graph), tuple(names)
 
 
@@ -169,7 +180,7 @@ def _edges(text: str) -> nx.Graph:
 
 def _plain(graph: nx.Graph) -> nx.Graph:
     """Return the graph with nodes in order, and without links from a node to itself."""
-    plain = nx.Graph()
+    plain = nx.DiGraph() if graph.is_directed() else nx.Graph()
     plain.add_nodes_from(sorted(graph))
     plain.add_edges_from((one, other) for one, other in graph.edges if one != other)
     return plain

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from pathlib import Path
 
+import networkx as nx
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -163,8 +164,18 @@ def _options(terms: Averaging, peers: int) -> dict[str, object]:
         file = options.pop("file", None)
         if not isinstance(file, str):
             raise InvalidConfig("averaging.options: the topology graph needs file, a GraphML file or a list of links")
-        options["graph"], _ = parse(read_text(Path(file), "a graph"), graphml=file.endswith(".graphml"))
+        options["graph"] = _graph(Path(file))
     return options
+
+
+def _graph(path: Path) -> nx.Graph | nx.DiGraph:
+    """Read a graph's file; there are as many nodes as peers, which the schedule checks."""
+    text = read_text(path, "a graph")
+    try:
+        graph, _ = parse(text, graphml=path.suffix.lower() == ".graphml", most=None, directed=True)
+    except InvalidConfig as error:
+        raise InvalidConfig(f"{path}: {error}") from error
+    return graph
 
 
 def _is_plain(algorithm: Algorithm, task: Task) -> bool:

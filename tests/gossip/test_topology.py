@@ -106,6 +106,21 @@ def test_text_that_is_no_such_graph_is_refused(text: str, graphml: bool, line: s
         parse(text, graphml=graphml)
 
 
+def test_a_graph_may_be_directed_and_large_where_no_matrix_is_analysed() -> None:
+    """The source of a link sends to its target; whoever is only heard, or only hears, is not connected."""
+    circle = [(0, 1), (1, 2), (2, 0)]
+    text = "\n".join(nx.generate_graphml(nx.DiGraph([*circle, (1, 1)])))
+    graph, names = parse(text, graphml=True, directed=True)
+    assert (sorted(graph.edges), graph.is_directed(), names) == (circle, True, ("0", "1", "2"))
+    dead_end = "\n".join(nx.generate_graphml(nx.DiGraph([*circle, (0, 3)])))
+    with pytest.raises(InvalidConfig, match="no path leads from 3 to all others and back"):
+        parse(dead_end, graphml=True, directed=True)
+    star = "\n".join(f"0 {i}" for i in range(1, MOST_PEERS + 1))
+    assert len(parse(star, graphml=False, most=None)[0]) == MOST_PEERS + 1
+    with pytest.raises(InvalidConfig, match="2 nodes or more, not 0"):
+        parse("", graphml=False, most=None)
+
+
 @pytest.mark.parametrize(("kept", "rounds"), [(0.0, 1), (1e-3, 1), (0.1, 3), (0.5, 10), (1.0, None)])
 def test_rounds_until_consensus(kept: float, rounds: int | None) -> None:
     assert consensus_rounds(kept) == rounds

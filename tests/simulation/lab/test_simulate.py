@@ -2,6 +2,7 @@
 
 import math
 
+import networkx as nx
 import numpy as np
 import pandas as pd
 import pytest
@@ -129,6 +130,27 @@ def test_what_does_not_fit_is_refused_in_one_line(values, words):
     with pytest.raises(InvalidConfig, match=words) as raised:
         simulate(scenario(**values))
     assert "\n" not in str(raised.value)
+
+
+def test_a_graph_of_your_own_may_be_directed_and_larger_than_what_is_analysed(tmp_path):
+    file = tmp_path / "graph.graphml"
+    nx.write_graphml(nx.DiGraph([(0, 1), (1, 2), (2, 0), (0, 2)]), file)
+    graph = {"topology": "graph", "options": {"file": str(file)}}
+    pushed = scenario(peers=3, averaging=graph, training={"algorithm": "push-sum", "rounds": 2})
+    assert len(simulate(pushed).frame) == 3
+    mixing = dense(Parts(pushed).schedule(0).at(0))
+    assert np.array_equal(mixing > 0, [[1, 0, 1], [1, 1, 0], [1, 1, 1]])
+    ring = tmp_path / "ring.txt"
+    ring.write_text("".join(f"{node} {(node + 1) % 1500}\n" for node in range(1500)))
+    large = scenario(peers=1500, averaging={"topology": "graph", "options": {"file": str(ring)}})
+    assert Parts(large).schedule(0).n == 1500
+
+
+def test_a_graph_that_cannot_be_used_is_told_with_its_file(tmp_path):
+    file = tmp_path / "graph.txt"
+    file.write_text("a b\nc d\n")
+    with pytest.raises(InvalidConfig, match=r"graph\.txt: not connected: no path leads from a to all others"):
+        simulate(scenario(peers=4, averaging={"topology": "graph", "options": {"file": str(file)}}))
 
 
 def test_local_work_is_steps_passes_or_seconds():
