@@ -29,6 +29,7 @@ from p2pfl.node.federation import INITIAL_FILE, load_charter, open_home, save_ch
 from p2pfl.node.launcher import create_federation, free_ports
 from p2pfl.node.peer import STATE_FOLDER
 from p2pfl.node.tracefile import TRACE_FILE, read_trace
+from p2pfl.simulation.runs import ROUNDS_FILE, SUMMARY_FILE
 from tests.node.homes import NAMES, OWN_TASK, Folders, make_folders
 
 COMMANDS = [
@@ -244,6 +245,17 @@ def test_a_run_that_is_none_is_told_in_one_line(p2pfl: Commands, command: str, t
     for run in (tmp_path / "gone", tmp_path):
         assert str(run) in p2pfl.fault(command, run, *more)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_simulated_runs_are_told_with_the_command_that_reads_them(p2pfl: Commands, tmp_path: Path) -> None:
+    run = tmp_path / "topologies" / "topologies-0"
+    run.mkdir(parents=True)
+    for name in (SUMMARY_FILE, ROUNDS_FILE):
+        (run / name).touch()
+    assert "a simulated run, which keeps no models; p2pfl report draws it" in p2pfl.fault("evaluate", run)
+    for command in ("report", "evaluate"):
+        line = p2pfl.fault(command, run.parent)
+        assert f"a folder of simulated runs; p2pfl compare {run.parent} shows them" in line
 
 
 # The way to a charter in force

@@ -74,7 +74,8 @@ def _explain(kind: type[BaseModel], error: Any) -> str:
         case "value_error":
             return str(error["ctx"]["error"])
         case _:
-            return f"{_lower_first(error['msg'])}, got {given}"
+            # TOML has no tuples, and a list is what is meant.
+            return f"{_lower_first(error['msg'].replace('Tuple', 'List').replace('tuple', 'list'))}, got {given}"
 
 
 def _lower_first(text: str) -> str:

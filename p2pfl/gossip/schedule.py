@@ -316,7 +316,7 @@ def _static(name: str, n: int, seed: int, *, weights: str = "metropolis-hastings
 
 
 def _given(n: int, seed: int, *, graph: nx.Graph, weights: str | None = None) -> Schedule:
-    """Return a graph of your own, from a GraphML file or a list of links, or a directed one.
+    """Return a graph of your own, from a list of links or GraphML, in which links may go one way: the source sends.
 
     Options: `graph` on nodes 0 to n-1, connected (a `DiGraph`: strongly); `weights`, by default metropolis-hastings,
     and push where links go one way.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import networkx as nx
@@ -54,7 +55,7 @@ class Parts:
     def __init__(self, scenario: Scenario) -> None:
         self._scenario = scenario
         self.task: Task = load_task(scenario.data.task, Path()).task
-        self.data: Data = read_data(self.task, scenario.data.settings)
+        self.data: Data = _read(self.task, scenario.data.settings)
         order = layout(make_model(self.task))
         terms, training = scenario.compression, scenario.training
         algorithm = make_algorithm(training.algorithm, training.options, ChocoSgd(Identity(), terms.gamma))
@@ -151,6 +152,14 @@ class Parts:
 
 
 _SUMS = {"doubly": "rows and columns", "row": "rows", "column": "columns"}
+
+
+def _read(task: Task, settings: Mapping[str, object]) -> Data:
+    """Read a task's data; what a peer.toml has in [data] is elsewhere in a scenario."""
+    try:
+        return read_data(task, settings)
+    except InvalidConfig as error:
+        raise InvalidConfig(str(error).replace("[data]", "[data.settings]")) from error
 
 
 def _options(terms: Averaging, peers: int) -> dict[str, object]:

@@ -31,6 +31,7 @@ from p2pfl.node.federation import (
 from p2pfl.node.launcher import HISTORY_BYTES, PEERS_FOLDER
 from p2pfl.node.store import read_text
 from p2pfl.node.tracefile import TRACE_FILE, first_round, read_trace
+from p2pfl.simulation.runs import is_complete
 
 SETTINGS_FILE = "settings.toml"
 RUNS_FOLDER = "runs"
@@ -148,6 +149,10 @@ def open_run(path: Path) -> Run:
 
 
 def _no_run(path: Path) -> str:
+    if is_complete(path):
+        return f"{path}: a simulated run, which keeps no models; p2pfl report draws it, and p2pfl demo keeps them"
+    if any(is_complete(each) for each in path.glob("*")) and not _runs_in(path):
+        return f"{path}: a folder of simulated runs; p2pfl compare {path} shows them, p2pfl report one of them"
     what = f"a run has {CHARTER_FILE} and {PEERS_FOLDER}/ in it, a member's folder {CONFIG_FILE}"
     places = (path, path / RUNS_FOLDER, path.parent, Path(RUNS_FOLDER))
     found = list(dict.fromkeys(str(run) for place in places for run in _runs_in(place)))

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import tomlkit
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 
 from p2pfl.core.charter import MOST_EPSILON, AveragingTerms, SecurityTerms, TrainingTerms, check_name
 from p2pfl.core.errors import InvalidConfig
@@ -94,7 +94,8 @@ class Training(TrainingTerms):
         learning_rate: of plain SGD, which then makes the local steps in place of the task's own optimiser; 0 for that.
         epochs: local work as passes over an average share: the steps are epochs * examples / batch_size, rounded up,
             the same for all peers; 0 for `local_steps`.
-        window: here, seconds by `cost.step_seconds`, which is the same for all peers.
+        window: here, seconds by `cost.step_seconds`, which is the same for all peers: of the steps that `local_steps`
+            or `epochs` ask for, those are made that begin before its end; 0: all.
     """
 
     algorithm: str = "d-psgd"  # type: ignore[assignment]
@@ -127,16 +128,19 @@ class Averaging(AveragingTerms):
     options: dict[str, Any] = Field(default_factory=dict)
     masks: Literal["on", "off"] = "off"
 
+    @field_validator(*NOT_SIMULATED["averaging"])
+    @classmethod
+    def _is_simulated(cls, value: object, info: ValidationInfo) -> object:
+        if value != cls.model_fields[str(info.field_name)].default:
+            raise ValueError("is not simulated; leave it out")
+        return value
+
     @model_validator(mode="after")
     def _can_be_run(self) -> "Averaging":
         if self.masks == "on" and self.topology not in MASKABLE:
             raise ValueError(
                 f"masks are on and the topology is {self.topology}; take {' or '.join(MASKABLE)}, or set masks to off"
             )
-        for name in NOT_SIMULATED["averaging"]:
-            field = type(self).model_fields.get(name)
-            if field is not None and getattr(self, name) != field.default:
-                raise ValueError(f"{name} is not simulated; leave it out")
         return self
 
 

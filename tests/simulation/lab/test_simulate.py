@@ -117,7 +117,7 @@ def test_divergence_is_an_outcome():
         ({"averaging": {"topology": "graph"}}, "needs file"),
         ({"training": {"algorithm": "d2", "local_steps": 1}, "averaging": {"topology": "groups"}}, "changes"),
         ({"data": {"task": "nothing"}}, "unknown task"),
-        ({"data": {"task": "cifar10"}}, "path is None"),
+        ({"data": {"task": "cifar10"}}, r"^\[data.settings\] path is None; name the folder"),
         (
             {"defence": {"rule": "group-median"}, "faults": {"parts": 2}, "averaging": {"topology": "groups"}},
             "a split network has no all",
@@ -160,6 +160,8 @@ def test_local_work_is_steps_passes_or_seconds():
     assert steps(local_steps=3) == 3
     assert steps(epochs=0.5) == math.ceil(0.5 * 1437 / PEERS / 8)
     assert steps(local_steps=9, window=0.035) == 4  # steps of 0.01 s begin at 0, 0.01, 0.02 and 0.03
+    assert steps(epochs=0.5, window=0.035) == 4
+    assert steps(local_steps=3, window=1.0) == 3  # a window adds none
 
 
 def test_shares_drawn_with_replacement_suffice_for_any_number():
