@@ -17,6 +17,7 @@ from p2pfl.core.charter import (
 )
 from p2pfl.core.errors import InvalidConfig
 from p2pfl.gossip.grouping import averaging_faults, privacy_faults
+from p2pfl.gossip.schedule import SCHEDULES
 from p2pfl.simulation.attacks import ATTACKS
 from p2pfl.simulation.noised import noise_of_scenario
 from p2pfl.simulation.scenario import Scenario
@@ -34,7 +35,7 @@ def _verify_terms(scenario: Scenario) -> None:
     name = scenario.training.algorithm
     if name in NOT_FOR_PEERS:
         raise InvalidConfig(f'real peers do not run it: {NOT_FOR_PEERS[name]}, or simulate it with the engine "dense"')
-    topologies = get_args(AveragingTerms.model_fields["topology"].annotation)
+    topologies = [name for name in get_args(AveragingTerms.model_fields["topology"].annotation) if name in SCHEDULES]
     if scenario.averaging.topology not in topologies:
         raise InvalidConfig(
             f"averaging.topology: {scenario.averaging.topology} is of the lab alone: take one of "

@@ -138,6 +138,8 @@ def test_a_graph_of_your_own_may_be_directed_and_larger_than_what_is_analysed(tm
     graph = {"topology": "graph", "options": {"file": str(file)}}
     pushed = scenario(peers=3, averaging=graph, training={"algorithm": "push-sum", "rounds": 2})
     assert len(simulate(pushed).frame) == 3
+    with pytest.raises(InvalidConfig, match="needs mixing whose"):
+        simulate(scenario(peers=3, averaging=graph))
     mixing = dense(Parts(pushed).schedule(0).at(0))
     assert np.array_equal(mixing > 0, [[1, 0, 1], [1, 1, 0], [1, 1, 1]])
     ring = tmp_path / "ring.txt"
