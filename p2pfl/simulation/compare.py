@@ -61,8 +61,8 @@ class Comparison:
                 str(row.run), _text(row.median), quartiles, _text(row.worst_peer), f"{row.consensus:.2g}", *rounds,
                 size_text(round(row.modelled_bytes)), f"{row.modelled_seconds:.1f} s",
             )  # fmt: skip
-        foot = "Bytes that a peer sends, and seconds, are modelled: p2pfl scenario explain, [cost]."
-        return Group(Text(f"{metric_words(self.metric)}, at the end".capitalize()), Text(), shown, Text(), Text(foot))
+        foot = Text(cost_words(self.runs))
+        return Group(Text(f"{metric_words(self.metric)}, at the end".capitalize()), Text(), shown, Text(), foot)
 
 
 def compare(runs: Sequence[Run], metric: str | None = None) -> Comparison:
@@ -88,6 +88,18 @@ def compare(runs: Sequence[Run], metric: str | None = None) -> Comparison:
     level = math.nan if less_is_better(chosen) else NEAR * best
     rows = [_row(run, label, chosen, level) for run, label in zip(runs, labels, strict=True)]
     return Comparison(tuple(labels), chosen, pd.DataFrame(rows), level, tuple(runs))
+
+
+def cost_words(runs: Sequence[Run]) -> str:
+    """Say whether what runs sent, and how long they took, is counted or modelled."""
+    counted = [run.scenario.engine == "simnet" and run.scenario.training.algorithm != "ad-psgd" for run in runs]
+    modelled = "are modelled: p2pfl scenario explain, [cost]."
+    network = "are counted, and seconds are the simulated network's, of its latency and bandwidth."
+    if not any(counted):
+        return f"Bytes that a peer sends, and seconds, {modelled}"
+    if all(counted):
+        return f"Bytes that a peer sends {network}"
+    return f"Of the engine simnet bytes that a peer sends {network} Others {modelled}"
 
 
 def save_comparison(comparison: Comparison, folder: Path) -> tuple[Path, ...]:
