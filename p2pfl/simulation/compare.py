@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.console import Group
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -23,6 +24,12 @@ NEAR = 0.95
 
 LEAST_TREND = 3
 """Values of a number that make a trend."""
+
+GAP = 2
+"""Blanks between columns."""
+
+LEAST_NAME = 20
+"""Of a run's name, what is shown in one line before columns go into a table of their own: a guess."""
 
 UNCOMPARED = ("name", "description", "sweep")
 
@@ -46,23 +53,50 @@ class Comparison:
     level: float
     runs: tuple[Run, ...]
 
-    def __rich__(self) -> Group:
-        """Give what rich prints."""
-        shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-        reached = [] if math.isnan(self.level) else [f"rounds to {self.level:.3g}"]
-        # What is long is a name: of a number that is cut off nothing is left.
-        shown.add_column("", overflow="fold", min_width=12)
-        for name in ("median", "quartiles", "worst peer", "consensus", *reached, "sent", "takes"):
-            shown.add_column(name, justify="right", no_wrap=True)
-        for row in self.table.itertuples():
-            rounds = [] if not reached else ["-" if math.isnan(row.rounds_to) else f"{row.rounds_to:.0f}"]
-            quartiles = f"{_text(row.low)} {_text(row.high)}" if row.seeds > 1 else "one seed"
-            shown.add_row(
-                str(row.run), _text(row.median), quartiles, _text(row.worst_peer), f"{row.consensus:.2g}", *rounds,
-                size_text(round(row.modelled_bytes)), f"{row.modelled_seconds:.1f} s",
-            )  # fmt: skip
-        foot = Text(cost_words(self.runs))
-        return Group(Text(f"{metric_words(self.metric)}, at the end".capitalize()), Text(), shown, Text(), foot)
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Give what rich prints, in as many tables beside the runs' names as the width asks for."""
+        columns, lone = self._columns(), len(self.runs) == 1
+        spread_out = (self.table["seeds"] > 1).any()
+        yield Text(f"{metric_words(self.metric)}, at the end{'' if spread_out else ', one seed'}".capitalize())
+        widths = {
+            name: max(map(cell_len, (*_header(name).splitlines(), *cells))) + GAP for name, cells in columns.items()
+        }
+        longest = 0 if lone else max(map(cell_len, self.labels))
+        # Names that are too long go over several lines; of a number that is cut off nothing is left.
+        room = options.max_width - (sum(widths.values()) if longest else 0)
+        room = min(longest, max(room - GAP, LEAST_NAME))
+        room = min(room, max(1, options.max_width - max(widths.values()) - GAP))
+        for part in _parts(widths, options.max_width - (room + GAP if longest else 0)):
+            shown = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
+            if longest:
+                shown.add_column("", overflow="fold", min_width=room, max_width=room)
+            for name in part:
+                shown.add_column(_header(name), justify="right", no_wrap=True, min_width=widths[name] - GAP)
+            for place, label in enumerate(self.labels):
+                shown.add_row(*([label] if longest else []), *(columns[name][place] for name in part))
+            yield Text()
+            yield shown
+        yield Text()
+        yield Text(cost_words(self.runs))
+
+    def _columns(self) -> dict[str, list[str]]:
+        """Return the cells under each name, without columns in which no run has anything."""
+        table = self.table
+        columns = {"median": [*map(_text, table["median"])]}
+        if (table["seeds"] > 1).any():
+            rows = zip(table["low"], table["high"], table["seeds"], strict=True)
+            columns["quartiles"] = [
+                f"{_text(low)} {_text(high)}" if seeds > 1 else "one seed" for low, high, seeds in rows
+            ]
+        if table["worst_peer"].notna().any():
+            columns["worst peer"] = [*map(_text, table["worst_peer"])]
+        columns["consensus"] = [f"{value:.2g}" for value in table["consensus"]]
+        if not math.isnan(self.level):
+            reached = table["rounds_to"]
+            columns[f"rounds to {self.level:.3g}"] = ["-" if math.isnan(one) else f"{one:.0f}" for one in reached]
+        columns["sent"] = [size_text(round(value)) for value in table["modelled_bytes"]]
+        columns["takes"] = [f"{value:.1f} s" for value in table["modelled_seconds"]]
+        return columns
 
 
 def compare(runs: Sequence[Run], metric: str | None = None) -> Comparison:
@@ -228,3 +262,21 @@ def _row(run: Run, label: str, metric: str, level: float) -> dict[str, Any]:
 
 def _text(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.4g}"
+
+
+def _header(name: str) -> str:
+    """Write a column's name over two lines, if it has two words: its numbers are short."""
+    first, _, second = name.rpartition(" ")
+    return f"{first}\n{second}"
+
+
+def _parts(widths: Mapping[str, int], room: int) -> Iterator[list[str]]:
+    """Part columns, in order, into as few tables of that width as they fit into."""
+    part: list[str] = []
+    for name, width in widths.items():
+        # The last column's gap is beyond the edge.
+        if part and sum(widths[each] for each in part) + width - GAP > room:
+            yield part
+            part = []
+        part.append(name)
+    yield part

@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 
+import pandas as pd
 import pytest
+from rich.console import Console
 
 from p2pfl.core.settings import validate
-from p2pfl.simulation.compare import cost_words
+from p2pfl.simulation.compare import compare, cost_words
 from p2pfl.simulation.scenario import Scenario
 from p2pfl.simulation.simulate import simulate
 
@@ -33,3 +35,40 @@ def test_bytes_of_real_peers_are_counted_and_others_modelled(run):
     assert "modelled" not in cost_words([real])
     assert "counted" in cost_words([run, real])
     assert "modelled" in cost_words([run, real])
+
+
+def printed(made, width):
+    console = Console(width=width, color_system=None)
+    with console.capture() as capture:
+        console.print(made)
+    return capture.get()
+
+
+WIDE = {
+    "median": 0.1234, "low": 0.1111, "high": 0.2222, "worst_peer": 0.3333, "consensus": 0.00044, "rounds_to": 777.0,
+    "modelled_bytes": 55.5e6, "modelled_seconds": 66666.6,
+}  # fmt: skip
+CELLS = {"0.1234", "0.1111", "0.2222", "0.3333", "0.00044", "777", "55.5", "MB", "66666.6", "s"}
+NAMES = {"median", "quartiles", "worst", "peer", "consensus", "sent", "takes"}
+
+
+@pytest.mark.parametrize("width", [24, 40, 79, 80, 120])
+def test_no_number_is_cut_and_no_column_left_out(run, width):
+    made = compare([run, run])
+    made = replace(
+        made, labels=("a name of many words", "b" * 30), table=pd.DataFrame([made.table.iloc[0].to_dict() | WIDE] * 2)
+    )
+    text = printed(made, width)
+    assert set(text.split()) >= CELLS | NAMES
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= width
+    assert text.count("0.1234") == text.count("66666.6") == 2
+    assert "b" * 20 in "".join(text.split())
+
+
+def test_columns_in_which_nothing_is_are_left_out(run):
+    made = compare([run], "loss")
+    assert "rounds to" not in printed(made, 200)
+    lone = compare([replace(run, scenario=scenario(seeds=[0]))])
+    assert "quartiles" not in printed(lone, 200)
+    assert "one seed" in printed(lone, 200)
+    assert "small 0" not in printed(lone, 200)  # there is nothing to tell it from
