@@ -31,6 +31,9 @@ GAP = 2
 LEAST_NAME = 20
 """Of a run's name, what is shown in one line before columns go into a table of their own: a guess."""
 
+MOST_SAID = 4
+"""Settings in which unlike runs differ that still make a name: a guess."""
+
 UNCOMPARED = ("name", "description", "sweep")
 
 
@@ -197,12 +200,23 @@ def differences(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def labels_of(runs: Sequence[Run]) -> list[str]:
-    """Name runs by what tells them apart; by their folders where nothing does."""
+    """Name runs by what tells them apart; by their folders where nothing does.
+
+    Runs of several scenarios that differ in much have their scenarios' names, and what tells runs of one apart.
+    """
     found = differences(runs)
     if not found[0]:
         return [run.path.name if run.path else f"{run.scenario.name} {place}" for place, run in enumerate(runs)]
-    lone = len(found[0]) == 1
-    return [", ".join(_said(key, value, lone=lone) for key, value in one.items() if value is not None) for one in found]
+    names = [run.scenario.name for run in runs]
+    if len(set(names)) == 1 or max(sum(value is not None for value in one.values()) for one in found) <= MOST_SAID:
+        return _said(found)
+    labels = list(names)
+    for name in set(names):
+        places = [place for place, other in enumerate(names) if other == name]
+        if len(places) > 1:
+            for place, label in zip(places, labels_of([runs[place] for place in places]), strict=True):
+                labels[place] = f"{name}: {label}"
+    return labels
 
 
 @dataclass(frozen=True)
@@ -228,19 +242,33 @@ def trend_of(runs: Sequence[Run]) -> Trend | None:
         numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
         if numbers and len(set(values)) >= LEAST_TREND:
             rest = [{name: value for name, value in one.items() if name != key} for one in found]
-            groups = [
-                ", ".join(_said(k, v, lone=len(one) == 1) for k, v in one.items() if v is not None) for one in rest
-            ]
-            return Trend(key, tuple(map(float, values)), tuple(groups))
+            return Trend(key, tuple(map(float, values)), tuple(_said(rest)))
     return None
 
 
-def _said(key: str, value: Any, *, lone: bool) -> str:
-    word = str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
-    # Words speak for themselves, numbers do not.
-    return (
-        word if lone or (isinstance(value, str) and value not in ("on", "off")) else f"{key.rpartition('.')[2]} {word}"
-    )
+def _said(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say each run's settings, with as much of their keys as tells them apart; those that are None are left out."""
+    keys = list(found[0])
+    lasts = [key.rpartition(".")[2] for key in keys]
+    names = {key: last if lasts.count(last) == 1 else key for key, last in zip(keys, lasts, strict=True)}
+
+    def of(key: str) -> list[Any]:
+        return [one[key] for one in found if one[key] is not None]
+
+    def speaks(key: str, value: Any) -> bool:
+        """Words speak for themselves, numbers do not; nor does a word beside nothing, or that another key has, too."""
+        others = any(value in of(other) for other in keys if other != key)
+        return isinstance(value, str) and value not in ("on", "off") and all(of(key)) and not others
+
+    def said(key: str, value: Any) -> str:
+        if value in ("", (), [], {}):
+            return f"no {names[key]}"
+        word = (
+            str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+        )
+        return word if speaks(key, value) else f"{names[key]} {word}"
+
+    return [", ".join(said(key, value) for key, value in one.items() if value is not None) for one in found]
 
 
 def _row(run: Run, label: str, metric: str, level: float) -> dict[str, Any]:
@@ -254,10 +282,20 @@ def _row(run: Run, label: str, metric: str, level: float) -> dict[str, Any]:
     low, median, high = (float(part[-1]) if len(part) else math.nan for part in (curve.low, curve.median, curve.high))
     return {
         "run": label, "seeds": len(run.scenario.seeds), "rounds": max(seed["rounds"] for seed in run.summary["seeds"]),
-        "median": median, "low": low, "high": high, "worst_peer": end("worst_peer"), "consensus": end("consensus"),
+        "median": median, "low": low, "high": high, "worst_peer": _worst(run, metric), "consensus": end("consensus"),
         "rounds_to": float(reached[0]) if len(reached) else math.nan, "modelled_bytes": end("modelled_bytes"),
         "modelled_seconds": end("modelled_seconds"), "path": str(run.path or ""),
     }  # fmt: skip
+
+
+def _worst(run: Run, metric: str) -> float:
+    """Return the worst evaluated peer's value at the end, the median over seeds; nan where none has such."""
+    own = metric.removeprefix("peer_")
+    if own not in run.peers:
+        return math.nan
+    ends = run.evaluated.groupby("seed")["round"].max()
+    last = run.peers[run.peers["round"] == run.peers["seed"].map(ends)].groupby("seed")[own]
+    return float((last.max() if less_is_better(own) else last.min()).median())
 
 
 def _text(value: float) -> str:

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from p2pfl.core.settings import validate
-from p2pfl.simulation.compare import compare, cost_words
+from p2pfl.simulation.compare import compare, cost_words, labels_of
 from p2pfl.simulation.scenario import Scenario
 from p2pfl.simulation.simulate import simulate
 
@@ -72,3 +72,39 @@ def test_columns_in_which_nothing_is_are_left_out(run):
     assert "quartiles" not in printed(lone, 200)
     assert "one seed" in printed(lone, 200)
     assert "small 0" not in printed(lone, 200)  # there is nothing to tell it from
+
+
+def labels(run, *others):
+    return labels_of([replace(run, scenario=scenario(**other)) for other in others])
+
+
+def test_a_value_that_says_too_little_has_its_key(run):
+    assert labels(run, {"stopping": {"metric": ""}}, {"stopping": {"metric": "loss"}}) == ["no metric", "metric loss"]
+    assert labels(run, {"peers": 6}, {"peers": 7, "evaluation": {"times": 2, "peers": 4}}) == [
+        "peers 6, evaluation.peers 3", "peers 7, evaluation.peers 4",
+    ]  # fmt: skip
+    both = {"attackers": {"attack": "sign-flip", "count": 1}, "defence": {"rule": "none"}}
+    assert labels(run, {"attackers": {"count": 1}}, both, both | {"defence": {"rule": "median"}})[0] == (
+        "attack none, rule none"
+    )
+    assert labels(run, both, both | {"attackers": {"attack": "scaling", "count": 1}}) == ["sign-flip", "scaling"]
+
+
+def test_unlike_runs_have_their_scenarios_names(run):
+    training = {"rounds": 2, "batch_size": 4, "algorithm": "local-sgd"}
+    unlike = {"name": "other", "peers": 7, "training": training, "averaging": {"topology": "path"}}
+    assert labels(run, {}, unlike) == ["small", "other"]
+    assert labels(run, {}, unlike, unlike | {"peers": 8}) == ["small", "other: peers 7", "other: peers 8"]
+    assert labels(run, {}, unlike | {"name": "small"}) == [
+        "peers 5, d-psgd, rounds 1, batch_size 8, ring", "peers 7, local-sgd, rounds 2, batch_size 4, path",
+    ]  # fmt: skip
+
+
+def test_the_worst_peer_is_that_of_the_metric(run):
+    for metric in ("accuracy", "loss", "peer_loss"):
+        own = metric.removeprefix("peer_")
+        last = run.peers[run.peers["round"] == 1].groupby("seed")[own]
+        worst = last.min() if own == "accuracy" else last.max()
+        assert compare([run], metric).table["worst_peer"][0] == pytest.approx(worst.median())
+    assert compare([run]).table["worst_peer"][0] == pytest.approx(run.summary["final"]["worst_peer"]["median"])
+    assert compare([run], "consensus").table["worst_peer"].isna().all()

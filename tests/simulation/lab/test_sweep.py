@@ -114,7 +114,7 @@ def test_runs_are_named_by_what_they_differ_in():
         return labels_of([simulate(point) for point in points(swept(training__rounds=[0], **lists))])
 
     assert labels(averaging__topology=["ring", "path"]) == ["ring", "path"]
-    assert labels(data__alpha=[0.1, 1.0]) == ["0.1", "1"]
+    assert labels(data__alpha=[0.1, 1.0]) == ["alpha 0.1", "alpha 1"]
     assert labels(data__alpha=[0.1], averaging__topology=["ring"]) == ["small 0"]
     quantise, top = {"name": "quantise", "bits": 4}, {"name": "top-k", "ratio": 0.3, "error_feedback": False}
     assert labels(compression=[{"name": "none"}, quantise, top]) == [
