@@ -1,6 +1,7 @@
 """Simulated runs beside each other: by what their settings differ, how they end, and how fast they get there."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ LEAST_TREND = 3
 GAP = 2
 """Blanks between columns."""
 
-LEAST_NAME = 20
+LEAST_NAME = 24
 """Of a run's name, what is shown in one line before columns go into a table of their own: a guess."""
 
 MOST_SAID = 4
@@ -235,14 +236,17 @@ class Trend:
 
 
 def trend_of(runs: Sequence[Run]) -> Trend | None:
-    """Return the first number that runs differ in, if it has enough values for a curve."""
+    """Return the first number that runs differ in, if it has enough values for a curve among runs alike in all else."""
     found = differences(runs)
     for key in found[0]:
         values = [one[key] for one in found]
         numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-        if numbers and len(set(values)) >= LEAST_TREND:
-            rest = [{name: value for name, value in one.items() if name != key} for one in found]
-            return Trend(key, tuple(map(float, values)), tuple(_said(rest)))
+        if not numbers:
+            continue
+        groups = _said([{name: value for name, value in one.items() if name != key} for one in found])
+        pairs = set(zip(groups, values, strict=True))
+        if max(Counter(group for group, _ in pairs).values()) >= LEAST_TREND:
+            return Trend(key, tuple(map(float, values)), tuple(groups))
     return None
 
 

@@ -274,7 +274,7 @@ def _figure(title: str) -> tuple[Figure, Axes]:
     axes = figure.add_subplot()
     axes.set_title(title, fontsize=14, loc="left", pad=10)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=11)
+    axes.tick_params(which="both", labelsize=11)
     axes.grid(visible=True, color="#E5E5E5", linewidth=0.8)
     axes.set_axisbelow(True)
     return figure, axes

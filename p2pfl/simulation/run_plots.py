@@ -5,6 +5,7 @@ of line and the marker tell them apart. Every figure has the width of a page of 
 """
 
 import io
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,9 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import ScaledTranslation, blended_transform_factory
 from numpy.typing import NDArray
 
 from p2pfl.simulation.runs import Run, less_is_better, metric_words
@@ -26,6 +29,8 @@ LEAST = 1e-12
 """Of a consensus distance on a logarithmic axis: float32 models that agree are as near, and are not drawn."""
 MOST_BANDS = 8
 """Curves with bands of quartiles; more of them would hide each other."""
+NAME_WIDTH, NAME_LINES = 30, 3
+"""Of a run's name beside a figure, characters and lines: more would leave the panels no width."""
 
 Floats = NDArray[np.float64]
 
@@ -86,39 +91,43 @@ def comparison_figure(runs: Sequence[Run], labels: Sequence[str], metric: str) -
     The names beside the last panel are the legend of all.
     """
     order = _ranked(runs, metric)
-    height = max(HEIGHT, 1.2 + 0.19 * len(runs))
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    names = [_name(label) for label in labels]
+    lines = max(name.count("\n") + 1 for name in names)
+    figure = Figure(figsize=(WIDTH, max(HEIGHT, 1.2 + (0.05 + 0.14 * lines) * len(runs))), layout="constrained")
     first, second, last = figure.subplots(1, 3, width_ratios=[1, 1, 0.8])
+    bands = len(runs) <= MOST_BANDS
+    # Inches right of the last panel, so that a name's sample of its line is nowhere near the data.
+    beside = blended_transform_factory(
+        figure.dpi_scale_trans + ScaledTranslation(1, 0, last.transAxes), last.transData
+    )  # fmt: skip
     for place, number in enumerate(order):
         color, style, marker = _look(place)
-        run, bands = runs[number], len(runs) <= MOST_BANDS
+        run, height = runs[number], len(order) - place
         curve = spread(run, metric)
-        _band(first, curve, color, style, labels[number], band=bands)
+        _band(first, curve, color, style, names[number], band=bands)
         _band(second, spread(run, "consensus"), color, style, "", band=bands, floor=LEAST)
+        last.add_line(Line2D([0.08, 0.42], [height] * 2, transform=beside, clip_on=False, color=color, linestyle=style,
+                             linewidth=1.3))  # fmt: skip
         if len(curve.x):
             ends = np.abs([[curve.median[-1] - curve.low[-1]], [curve.high[-1] - curve.median[-1]]])
-            last.errorbar(curve.median[-1], len(order) - place, xerr=ends, color=color, marker=marker, markersize=5,
-                          linewidth=1.4, linestyle=style, capsize=2)  # fmt: skip
+            last.errorbar(curve.median[-1], height, xerr=ends, color=color, marker=marker, markersize=5, linewidth=1.4,
+                          linestyle=style, capsize=2, clip_on=False)  # fmt: skip
+    for axes in (first, second):
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     _axes(first, "round", metric_words(metric))
     _axes(second, "round", "consensus distance")
     second.set_yscale("log")
-    _axes(last, f"{metric_words(metric)}, at the end", "")
-    last.set_yticks(range(len(order), 0, -1), [labels[number] for number in order], fontsize=8)
+    _axes(last, f"{metric_words(metric)},\nat the end", "")
+    last.xaxis.set_major_locator(MaxNLocator(4))
+    last.set_yticks(range(len(order), 0, -1), [names[number] for number in order], fontsize=8)
     for place, text in enumerate(last.get_yticklabels()):
         text.set_color(_look(place)[0])
     last.yaxis.tick_right()
+    last.tick_params(axis="y", length=0, pad=36)
     last.spines["right"].set_visible(True)
     last.spines["left"].set_visible(False)
     last.set_ylim(0.4, len(order) + 0.6)
-    # Handles of the curves' kinds, in a margin left of all points.
-    left, right = last.get_xlim()
-    last.set_xlim(left - 0.25 * (right - left), right)
-    for place in range(len(order)):
-        color, style, _ = _look(place)
-        last.axhline(len(order) - place, xmax=0.15, color=color, linestyle=style, linewidth=1.3)
-    counts = {len(run.scenario.seeds) for run in runs}
-    words = seeds_words(counts.pop()) if len(counts) == 1 else "median and quartiles over seeds"
-    figure.suptitle(words, fontsize=9, x=0.01, ha="left")
+    figure.suptitle(_seeds_of(runs, bands=bands), fontsize=9, x=0.01, ha="left")
     return figure
 
 
@@ -126,9 +135,13 @@ def trend_figure(
     runs: Sequence[Run], values: Sequence[float], groups: Sequence[str], key: str, metric: str
 ) -> Figure:  # fmt: skip
     """Draw how runs end over a setting's values, a curve for each of the other settings' combinations."""
-    figure = Figure(figsize=(WIDTH * 0.8, HEIGHT), layout="constrained")
+    kinds = dict.fromkeys(groups)
+    names = {group: _name(group) for group in kinds}
+    lines = sum(name.count("\n") + 1 for name in names.values())
+    figure = Figure(figsize=(WIDTH * (0.8 if not any(groups) else 1), max(HEIGHT, 0.6 + 0.18 * lines)),
+                    layout="constrained")  # fmt: skip
     left, right = figure.subplots(1, 2)
-    for place, group in enumerate(dict.fromkeys(groups)):
+    for place, group in enumerate(kinds):
         color, style, marker = _look(place)
         chosen = sorted((value, number) for number, value in enumerate(values) if groups[number] == group)
         for axes, column, floor in ((left, metric, -np.inf), (right, "consensus", LEAST)):
@@ -136,7 +149,9 @@ def trend_figure(
             known = [(value, curve.low[-1], curve.median[-1], curve.high[-1]) for value, curve in ends if len(curve.x)]
             if known:
                 x, low, median, high = np.maximum(np.array(known).T, [[-np.inf], [floor], [floor], [floor]])
-                axes.plot(x, median, color=color, linestyle=style, marker=marker, markersize=4, label=group or None)
+                axes.plot(
+                    x, median, color=color, linestyle=style, marker=marker, markersize=4, label=names[group] or None
+                )
                 axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
     _axes(left, key, f"{metric_words(metric)}, at the end")
     _axes(right, key, "consensus distance, at the end")
@@ -147,16 +162,24 @@ def trend_figure(
         if positive:
             axes.set_xscale("log")
     if any(groups):
-        left.legend(frameon=False, fontsize=8)
-    counts = {len(run.scenario.seeds) for run in runs}
-    words = seeds_words(counts.pop()) if len(counts) == 1 else "median and quartiles over seeds"
-    figure.suptitle(words, fontsize=9, x=0.01, ha="left")
+        figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
+    figure.suptitle(_seeds_of(runs, bands=True), fontsize=9, x=0.01, ha="left")
     return figure
 
 
 def seeds_words(count: int) -> str:
     """Say what the spread is of."""
     return f"median and quartiles over {count} seeds" if count > 1 else "one seed"
+
+
+def _name(label: str) -> str:
+    return textwrap.fill(label, NAME_WIDTH, max_lines=NAME_LINES, placeholder=" ...")
+
+
+def _seeds_of(runs: Sequence[Run], *, bands: bool) -> str:
+    counts = {len(run.scenario.seeds) for run in runs}
+    words = seeds_words(counts.pop()) if len(counts) == 1 else "median and quartiles over seeds"
+    return words if bands else words.replace("median and quartiles", "median, and quartiles at the end,")
 
 
 def png(figure: Figure) -> bytes:
@@ -208,7 +231,7 @@ def _band(
 def _axes(axes: Axes, x: str, y: str) -> None:
     axes.set_xlabel(x, fontsize=9)
     axes.set_ylabel(y, fontsize=9)
-    axes.tick_params(labelsize=8)
+    axes.tick_params(which="both", labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(visible=True, color="#E5E5E5", linewidth=0.6)
     axes.set_axisbelow(True)

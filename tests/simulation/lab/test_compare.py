@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console
 
 from p2pfl.core.settings import validate
-from p2pfl.simulation.compare import compare, cost_words, labels_of
+from p2pfl.simulation.compare import compare, cost_words, labels_of, trend_of
+from p2pfl.simulation.run_plots import comparison_figure, png, run_figure, trend_figure
 from p2pfl.simulation.scenario import Scenario
 from p2pfl.simulation.simulate import simulate
 
@@ -108,3 +109,49 @@ def test_the_worst_peer_is_that_of_the_metric(run):
         assert compare([run], metric).table["worst_peer"][0] == pytest.approx(worst.median())
     assert compare([run]).table["worst_peer"][0] == pytest.approx(run.summary["final"]["worst_peer"]["median"])
     assert compare([run], "consensus").table["worst_peer"].isna().all()
+
+
+def test_a_trend_is_of_runs_that_are_alike_in_all_else(run):
+    def trend(*others):
+        return trend_of([replace(run, scenario=scenario(**other)) for other in others])
+
+    peers = [{"peers": 6}, {"peers": 7}, {"peers": 8}]
+    assert trend(*peers).values == (6, 7, 8)
+    unlike = [{"averaging": {"topology": name}} for name in ("ring", "path", "star")]
+    assert trend(*(one | other for one, other in zip(peers, unlike, strict=True))) is None
+    assert trend(*peers, {"peers": 9} | unlike[1]).groups == ("ring", "ring", "ring", "path")
+
+
+def widths(figure):
+    png(figure)  # lays it out
+    return [axes.get_position().width for axes in figure.axes]
+
+
+def test_long_names_leave_panels_their_width(run):
+    names = [f"{place} {'word ' * 40}" for place in range(24)]
+    assert min(widths(comparison_figure([run] * 24, names, "loss"))) > 0.12
+    assert min(widths(trend_figure([run] * 24, [*range(24)], names, "peers", "loss"))) > 0.2
+
+
+def test_a_figure_of_many_runs_says_that_its_curves_have_no_bands(run):
+    def title(count):
+        return comparison_figure([run] * count, ["a name"] * count, "loss").get_suptitle()
+
+    assert title(2) == "median and quartiles over 2 seeds"
+    assert title(20) == "median, and quartiles at the end, over 2 seeds"
+
+
+def test_lines_beside_the_names_are_outside_of_the_panel(run):
+    figure = comparison_figure([run] * 2, ["one", "other"], "loss")
+    png(figure)
+    last = figure.axes[2]
+    edge = last.get_window_extent().x1
+    assert [line.get_window_extent().x0 > edge for line in last.lines if not line.get_clip_on()].count(True) == 2
+
+
+def test_numbers_of_a_logarithmic_axis_have_one_size(run):
+    axes = run_figure(run).axes[1]
+    axes.set_ylim(0.1, 0.9)
+    sizes = {text.get_fontsize() for text in (*axes.get_yticklabels(), *axes.get_yticklabels(minor=True))}
+    assert axes.get_yticklabels(minor=True)
+    assert sizes == {8.0}
