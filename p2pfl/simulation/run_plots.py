@@ -14,7 +14,6 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation, blended_transform_factory
 from numpy.typing import NDArray
@@ -106,14 +105,13 @@ def comparison_figure(runs: Sequence[Run], labels: Sequence[str], metric: str) -
         curve = spread(run, metric)
         _band(first, curve, color, style, names[number], band=bands)
         _band(second, spread(run, "consensus"), color, style, "", band=bands, floor=LEAST)
-        last.add_line(Line2D([0.08, 0.42], [height] * 2, transform=beside, clip_on=False, color=color, linestyle=style,
-                             linewidth=1.3))  # fmt: skip
+        last.plot(
+            [0.08, 0.42], [height] * 2, transform=beside, clip_on=False, color=color, linestyle=style, linewidth=1.3
+        )
         if len(curve.x):
             ends = np.abs([[curve.median[-1] - curve.low[-1]], [curve.high[-1] - curve.median[-1]]])
             last.errorbar(curve.median[-1], height, xerr=ends, color=color, marker=marker, markersize=5, linewidth=1.4,
                           linestyle=style, capsize=2, clip_on=False)  # fmt: skip
-    for axes in (first, second):
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     _axes(first, "round", metric_words(metric))
     _axes(second, "round", "consensus distance")
     second.set_yscale("log")
@@ -230,6 +228,8 @@ def _band(
 
 def _axes(axes: Axes, x: str, y: str) -> None:
     axes.set_xlabel(x, fontsize=9)
+    if x == "round":
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.set_ylabel(y, fontsize=9)
     axes.tick_params(which="both", labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
