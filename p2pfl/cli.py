@@ -280,6 +280,10 @@ def topology(
         ),
     ] = None,
     peers: Annotated[int | None, typer.Option(help="How many peers; 20 unless said. A file says so itself.")] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="Of a graph's links: metropolis-hastings unless said, max-degree, uniform or optimal."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Draws random graphs, and groups.")] = 0,
     group_size: Annotated[int, typer.Option(help="Members wanted in a group, as in the charter.")] = 8,
     colluders: Annotated[int, typer.Option(help="How many members may work together, as in the charter.")] = 1,
@@ -291,22 +295,35 @@ def topology(
         int | None, typer.Option(help="The model's parameters, to give bytes instead of |x|.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
-    plot: Annotated[Path | None, typer.Option(help="Draw the graph, and who isolates whom, to this PNG file.")] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Draw the graph and who isolates whom, or the first rounds, to this PNG file."),
+    ] = None,
 ) -> None:
     """Say what a topology costs, how fast it mixes, and how many colluders isolate one peer's update on it.
 
     |x| is the length of the model. "Isolated by 3": three peers at the right places, who follow the protocol and put
     together what they read, compute a fourth one's update exactly; "5 to 9": at least 5, and 9 suffice. The cosine is
     that of the best estimate that c colluders make, and the update: 1 is the update itself, 0 is nothing.
+
+    Of topologies that change from round to round, which the convergence lab has, it says how fast they mix and what
+    they cost.
     """
-    from p2pfl.simulation.topology_report import analyse, topologies
+    from p2pfl.simulation.schedule_report import CHANGING, ScheduleReport, analyse_schedule
+    from p2pfl.simulation.topology_report import TopologyReport, analyse, topologies, with_weights
 
     if name is None:
         for known, what in topologies():
-            say(f"{known:<16}{what}")
+            say(f"{known:<22}{what}")
         return
-    found = analyse(name, peers, seed=seed, group_size=group_size, colluders=colluders, alpha_min=alpha_min,
-                    parameters=parameters)  # fmt: skip
+    if weights is not None:
+        with_weights(name, weights)
+    found: TopologyReport | ScheduleReport
+    if name in CHANGING:
+        found = analyse_schedule(name, peers, seed=seed, colluders=colluders, parameters=parameters)
+    else:
+        found = analyse(name, peers, seed=seed, group_size=group_size, colluders=colluders, alpha_min=alpha_min,
+                        parameters=parameters, weights=weights)  # fmt: skip
     if plot is not None:
         from p2pfl.simulation.plots import png
 

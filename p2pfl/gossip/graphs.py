@@ -66,7 +66,7 @@ def barabasi_albert(n: int, seed: int) -> nx.Graph:
 def geometric(n: int, seed: int) -> nx.Graph:
     """Nodes at random in a unit square, linked where closer than sqrt(2 ln n / (pi n)): radio range.
 
-    Twice the area of a circle that connects almost all large graphs (Gupta, Kumar 1999).
+    Twice the area of a circle that connects almost all large graphs (Gupta, Kumar 1999). A node's `pos` is where it is.
     """
     radius = math.sqrt(2 * math.log(n) / (math.pi * n))
     return _connected("geometric", n, lambda attempt: nx.random_geometric_graph(n, radius, seed=attempt), seed)
@@ -179,8 +179,8 @@ def _edges(text: str) -> nx.Graph:
 
 
 def _plain(graph: nx.Graph) -> nx.Graph:
-    """Return the graph with nodes in order, and without links from a node to itself."""
+    """Return the graph with nodes in order, and without links from a node to itself; nodes keep what they have."""
     plain = nx.DiGraph() if graph.is_directed() else nx.Graph()
-    plain.add_nodes_from(sorted(graph))
+    plain.add_nodes_from((node, graph.nodes[node]) for node in sorted(graph))
     plain.add_edges_from((one, other) for one, other in graph.edges if one != other)
     return plain

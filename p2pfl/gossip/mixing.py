@@ -71,7 +71,14 @@ def bypasses(graph: nx.Graph, me: int, dead: Collection[int]) -> dict[int, float
 
 
 def spectral_gap(matrix: NDArray[np.float64]) -> float:
-    """Return 1 minus the second largest absolute eigenvalue of a symmetric mixing matrix [n, n]."""
+    """Return 1 minus the second largest absolute eigenvalue of a mixing matrix [n, n].
+
+    Args:
+        matrix: symmetric; or without negative entries and such that p_i w_ij = p_j w_ji for some p, as in plain means
+            of neighborhoods: its eigenvalues are those of the symmetric matrix of sqrt(w_ij w_ji).
+    """
+    if not np.array_equal(matrix, matrix.T):
+        matrix = np.sqrt(matrix * matrix.T)
     eigenvalues = np.sort(np.abs(np.linalg.eigvalsh(matrix)))
     return float(1.0 - eigenvalues[-2])
 

@@ -139,22 +139,33 @@ def overlay_figure(run: Run, summary: Summary) -> Figure:
 
 
 def leakage_figure(
-    graph: nx.Graph, names: Sequence[str], title: str, colluders: Collection[str], victim: str | None
+    graph: nx.Graph,
+    names: Sequence[str],
+    title: str,
+    colluders: Collection[str],
+    victim: str | None,
+    at: Sequence[tuple[float, float]] | None = None,
 ) -> Figure:
-    """Draw a graph, and the peers that isolate a victim's update if neighborhoods were summed.
+    """Draw a graph, and the peers that isolate a victim's update.
 
     Args:
-        graph: on nodes 0 to n-1; those that form a ring in this order are put on a circle, others where springs pull.
+        graph: on nodes 0 to n-1.
         names: of the nodes.
         title: what the graph is.
         colluders: names of those who work together.
         victim: whose update they isolate; None: nobody's.
+        at: the nodes' positions; None: nodes that form a ring in their order are put on a circle, others where springs
+            pull.
     """
     figure, axes = _figure(f"{title}: {len(graph)} peers, {graph.number_of_edges()} links")
     axes.set_axis_off()
     axes.set_aspect("equal")
-    is_ring = all(graph.has_edge(node, (node + 1) % len(graph)) for node in graph)
-    places = _circle(len(graph)) if is_ring else np.array([*nx.spring_layout(graph, seed=0).values()])
+    if at is not None:
+        places = np.array(at)
+    elif all(graph.has_edge(node, (node + 1) % len(graph)) for node in graph):
+        places = _circle(len(graph))
+    else:
+        places = np.array([*nx.spring_layout(graph, seed=0).values()])
     axes.add_collection(LineCollection([places[[i, j]] for i, j in graph.edges], colors=GREY, linewidths=_width(graph)))
     kinds = (
         ("other peers", BLUE, "o", [name not in colluders and name != victim for name in names]),
@@ -170,6 +181,53 @@ def leakage_figure(
         for place, name in zip(places, names, strict=True):
             axes.annotate(name, place, (0, 10), textcoords="offset points", ha="center", fontsize=9)
     _legend_below(figure)
+    return figure
+
+
+def group_places(groups: Sequence[Sequence[int]]) -> list[tuple[float, float]]:
+    """Return positions by node, so that each group lies on a circle of its own, and these in rows."""
+    across = math.isqrt(len(groups) - 1) + 1
+    places = {}
+    for number, group in enumerate(groups):
+        row, column = divmod(number, across)
+        for node, (x, y) in zip(group, _circle(len(group)), strict=True):
+            places[node] = (float(x) + 2.8 * column, float(y) - 2.8 * row)
+    return [places[node] for node in sorted(places)]
+
+
+def rounds_figure(title: str, peers: int, rounds: Sequence[Sequence[tuple[int, int]]]) -> Figure:
+    """Draw who hears whom in some rounds, a small picture each.
+
+    Args:
+        title: what they are.
+        peers: how many; put on a circle, clockwise from the top.
+        rounds: at most `ROUNDS_DRAWN`, each of pairs (sender, receiver).
+    """
+    figure = Figure(figsize=INCHES, layout="constrained")
+    figure.suptitle(title, fontsize=14, x=0.01, ha="left")
+    places = _circle(peers)
+    across = len(rounds) if len(rounds) < 4 else -(-len(rounds) // 2)
+    for number, pairs in enumerate(rounds):
+        axes = figure.add_subplot(-(-len(rounds) // across), across, number + 1)
+        axes.set_axis_off()
+        axes.set_aspect("equal")
+        axes.set_xlim(-1.25, 1.25)
+        axes.set_ylim(-1.25, 1.25)
+        axes.set_title(f"round {number}", fontsize=11)
+        links = set(pairs)
+        mutual = [(one, other) for one, other in links if one < other and (other, one) in links]
+        _draw_links(axes, places, mutual, BLUE, max(0.3, min(1.4, 60.0 / max(1, len(links)))))
+        single = np.array([pair for pair in pairs if pair[::-1] not in links], dtype=np.int64).reshape(-1, 2)
+        if len(single):
+            start, way = places[single[:, 0]], places[single[:, 1]] - places[single[:, 0]]
+            axes.quiver(*start.T, *way.T, angles="xy", scale_units="xy", scale=1, color=ORANGE,
+                        width=0.004 if len(single) > 2 * peers else 0.008)  # fmt: skip
+        met = np.isin(np.arange(peers), np.array(list(links), dtype=np.int64))
+        axes.scatter(places[:, 0], places[:, 1], s=_dot(peers) / 6, c=np.where(met, BLACK, "white"),
+                     edgecolors=BLACK, linewidths=0.6, zorder=3)  # fmt: skip
+    figure.text(
+        0.01, 0.005, "lines: both hear each other; arrows: one hears the other; white: in no exchange", fontsize=11
+    )
     return figure
 
 

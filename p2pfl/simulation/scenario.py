@@ -26,7 +26,7 @@ from p2pfl.core.errors import InvalidConfig
 from p2pfl.core.settings import Settings, parse_toml, validate
 from p2pfl.gossip.compress import COMPRESSORS
 from p2pfl.gossip.robust import RULES, rule, verify_masks
-from p2pfl.gossip.schedule import SCHEDULES, describe
+from p2pfl.gossip.schedule import SCHEDULES, WEIGHTS, describe
 from p2pfl.learning.algorithms import ALGORITHMS
 from p2pfl.learning.task import load_task
 from p2pfl.learning.tasks import BUILT_IN
@@ -610,6 +610,10 @@ def explain(scenario: Scenario | None = None) -> Iterator[str]:
         said = ["file"] if name == "graph" else said
         yield f"  {name}{'    ' if said else ''}{', '.join(said)}"
         yield from _wrapped(describe(name), "      ")
+    yield from ("", "averaging.options.weights, of the topologies above that have them")
+    for name, words in WEIGHTS.items():
+        yield f"  {name}"
+        yield from _wrapped(words, "      ")
     yield from ("", "training.algorithm, and its training.options")
     for name, algorithm in ALGORITHMS.items():
         yield from _entry(name, algorithm, algorithm.source, NOT_OPTIONS.get(name, {}))

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,11 @@ from p2pfl.gossip.leakage import (
     rounds_until_isolated,
     worst_cosine,
 )
-from p2pfl.gossip.mixing import consensus_rounds, metropolis_hastings, spectral_gap
+from p2pfl.gossip.mixing import consensus_rounds, spectral_gap
+from p2pfl.gossip.schedule import SCHEDULES, WEIGHTS, Kind, dense, describe, of_graph
 from p2pfl.gossip.topology import diameter
 from p2pfl.node.live import size_text
-from p2pfl.simulation.plots import leakage_figure
+from p2pfl.simulation.plots import group_places, leakage_figure
 
 MOST_BYTES = 16 << 20
 """Of a graph's file; one of 1000 nodes with all links takes 4 MB as a list of edges."""
@@ -87,8 +89,11 @@ class TopologyReport:
         links: pairs of nodes.
         degrees: the smallest, the mean and the largest number of neighbors.
         diameter: the largest number of hops between two peers.
-        spectral_gap: of the Metropolis-Hastings matrix.
-        consensus_rounds: rounds of neighbors' averaging until the consensus distance is a thousandth of what it was.
+        weights: of the links, a key of `p2pfl.gossip.schedule.WEIGHTS`.
+        kind: which sums of the mixing matrix are 1.
+        spectral_gap: of the mixing matrix.
+        consensus_rounds: rounds of neighbors' averaging until the consensus distance is a thousandth of what it was;
+            where only rows sum to 1, of a distance that weighs each peer by 1 + its neighbors.
         group_consensus_rounds: the same with groups, on average over the draws.
         group_size: members wanted in a group.
         declared: how many colluders the charter declares.
@@ -97,6 +102,8 @@ class TopologyReport:
         solved_after: rounds of groups drawn anew, all averages known, after which the declared colluders solve for a
             contribution that never changes; None: never, or not computed.
         modes: the ways of averaging.
+        seed: of what is drawn.
+        places: the nodes' positions in the unit square; None: the topology has none.
     """
 
     name: str
@@ -104,6 +111,8 @@ class TopologyReport:
     links: tuple[tuple[int, int], ...]
     degrees: tuple[int, float, int]
     diameter: int
+    weights: str
+    kind: Kind
     spectral_gap: float
     consensus_rounds: int | None
     group_consensus_rounds: int | None
@@ -113,14 +122,31 @@ class TopologyReport:
     parameters: int | None
     solved_after: int | None
     modes: tuple[Mode, ...]
+    seed: int
+    places: tuple[tuple[float, float], ...] | None
 
     def figure(self) -> Figure:
-        """Draw the overlay, and who isolates whose update if neighborhoods were summed."""
+        """Draw the overlay, and who isolates whose update if neighborhoods were summed; or the groups of a round."""
+        if self.name == "groups":
+            return self._groups_figure()
         graph = nx.Graph()
         graph.add_nodes_from(range(len(self.names)))
         graph.add_edges_from(self.links)
         shown = next(mode for mode in self.modes if mode.name == "neighborhoods")
-        return leakage_figure(graph, self.names, self.name, shown.colluders, shown.victim)
+        return leakage_figure(graph, self.names, self.name, shown.colluders, shown.victim, self.places)
+
+    def _groups_figure(self) -> Figure:
+        """Draw the groups of the first round, and who isolates an update of the smallest, if it may be averaged."""
+        drawn = groups(_beacon(self.seed), Round(0), range(len(self.names)), self.group_size)
+        graph = nx.Graph()
+        graph.add_nodes_from(range(len(self.names)))
+        for group in drawn:
+            graph.add_edges_from(combinations(group, 2))
+        *others, victim = (self.names[peer] for peer in min(drawn, key=len))
+        refused = any(mode.name == "groups" and mode.refused for mode in self.modes)
+        title = "groups, those of round 0"
+        places = group_places(drawn)
+        return leakage_figure(graph, self.names, title, () if refused else others, None if refused else victim, places)
 
     def to_json(self) -> str:
         """Return everything as JSON, with `bytes_mean` and `bytes_most` of each mode if parameters are known."""
@@ -152,6 +178,9 @@ class TopologyReport:
         yield "peers, links", f"{len(self.names)}, {len(self.links)}"
         yield "neighbors", f"{low}" if low == high else f"{low} to {high}, {mean:.1f} on average"
         yield "diameter", f"{self.diameter} hop{'s' if self.diameter > 1 else ''}"
+        if self.name != "groups":
+            agreed = "" if self.kind == "doubly" else "; only rows sum to 1: peers agree, not quite on the mean"
+            yield "weights", f"{self.weights}{agreed}"
         rounds = "no number of rounds" if self.consensus_rounds is None else f"rounds: {self.consensus_rounds}"
         yield "spectral gap", f"{self.spectral_gap:.4f}; until the consensus distance is 1/1000, {rounds}"
         if self.group_consensus_rounds is not None:
@@ -198,6 +227,7 @@ def analyse(
     colluders: int = 1,
     alpha_min: float = 1.0,
     parameters: int | None = None,
+    weights: str | None = None,
 ) -> TopologyReport:
     """Analyse a named topology, or a graph's file.
 
@@ -209,10 +239,14 @@ def analyse(
         colluders: how many members may work together.
         alpha_min: the smallest weight of a contribution, relative to the largest.
         parameters: how many values the model has.
+        weights: of the links, a key of `p2pfl.gossip.schedule.WEIGHTS` but push; metropolis-hastings unless given.
 
     Raises:
-        InvalidConfig: there is no such graph, or a number is out of range.
+        InvalidConfig: there is no such graph, not with weights, or a number is out of range.
     """
+    if weights is not None:
+        with_weights(source, weights)
+    weights = weights or "metropolis-hastings"
     graph, names = _load(source, peers, seed)
     if group_size < LEAST_MASKED:
         raise InvalidConfig(f"--group-size: at least {LEAST_MASKED}, not {group_size}")
@@ -221,7 +255,9 @@ def analyse(
     if parameters is not None and parameters < 1:
         raise InvalidConfig(f"--parameters: at least 1, not {parameters}")
     degrees = [int(degree) for _, degree in graph.degree]
-    gap = spectral_gap(metropolis_hastings(graph))
+    mixing, kind = of_graph(graph, weights)
+    gap = spectral_gap(dense(mixing))
+    positions = nx.get_node_attributes(graph, "pos")
     size = min(group_size, len(graph))
     count = max(1, len(graph) // size)
     return TopologyReport(
@@ -230,6 +266,8 @@ def analyse(
         links=tuple((int(one), int(other)) for one, other in graph.edges),
         degrees=(min(degrees), sum(degrees) / len(degrees), max(degrees)),
         diameter=diameter(graph),
+        weights=weights,
+        kind=kind,
         spectral_gap=gap,
         consensus_rounds=consensus_rounds((1 - gap) ** 2),
         group_consensus_rounds=consensus_rounds((count - 1) / (len(graph) - 1)),
@@ -244,7 +282,24 @@ def analyse(
             _stars(graph, names, colluders, alpha_min),
             _groups(len(graph), size, colluders, alpha_min),
         ),
+        seed=seed,
+        places=tuple((float(x), float(y)) for x, y in positions.values()) or None,
     )
+
+
+def with_weights(source: str, weights: str) -> None:
+    """Refuse weights that there are not, or not for links that go both ways, or a topology that has none.
+
+    Raises:
+        InvalidConfig: says which.
+    """
+    known = [name for name in WEIGHTS if name != "push"]
+    if weights == "push":
+        raise InvalidConfig(f"--weights: push is for links that go one way; here are {', '.join(known)}")
+    if weights not in known:
+        raise InvalidConfig(f"--weights: {weights!r} is unknown; there are {', '.join(known)}")
+    if source in SCHEDULES and source not in GRAPHS:
+        raise InvalidConfig(f"--weights: {source} makes its own; leave it out, or take one of {', '.join(GRAPHS)}")
 
 
 def _load(source: str, peers: int | None, seed: int) -> tuple[nx.Graph, tuple[str, ...]]:
@@ -260,6 +315,10 @@ def _load(source: str, peers: int | None, seed: int) -> tuple[nx.Graph, tuple[st
             raise InvalidConfig(f"{source}: {error}") from error
         except UnicodeDecodeError as error:
             raise InvalidConfig(f"{source}: no text in UTF-8; save it as such") from error
+    if source != "groups" and source not in GRAPHS:
+        raise InvalidConfig(
+            f"topology: {source!r} is neither a file nor one of {', '.join(name for name, _ in topologies())}"
+        )
     graph = draw(source, 20 if peers is None else peers, seed)
     return graph, tuple(str(node) for node in graph)
 
@@ -371,11 +430,15 @@ def _solved_after(peers: int, size: int, colluders: int, seed: int) -> int | Non
     """
     if peers > MOST_SOLVED or peers // size < 2:
         return None
-    beacon = f"p2pfl topology {seed}".encode()
+    beacon = _beacon(seed)
     rounds = range(10 * peers)
     drawn = (group_sums(groups(beacon, Round(number), range(peers), size), released=True) for number in rounds)
     found = rounds_until_isolated(drawn, range(colluders))
     return None if found is None else found[0]
+
+
+def _beacon(seed: int) -> bytes:
+    return f"p2pfl topology {seed}".encode()
 
 
 def _isolated_by(mode: Mode) -> str:
@@ -392,5 +455,5 @@ def _listed(names: Sequence[str]) -> str:
 def topologies() -> Iterator[tuple[str, str]]:
     """Yield the name of each topology, and what it is."""
     yield "groups", "Drawn anew each round; any two peers may meet."
-    for name, rule in GRAPHS.items():
-        yield name, (rule.__doc__ or "").partition("\n")[0]
+    for name in (*GRAPHS, *(name for name in SCHEDULES if name not in {"groups", "graph", *GRAPHS})):
+        yield name, describe(name)

@@ -8,7 +8,7 @@ from p2pfl.core.errors import InvalidConfig
 from p2pfl.core.settings import validate
 from p2pfl.gossip.compress import COMPRESSORS
 from p2pfl.gossip.robust import RULES
-from p2pfl.gossip.schedule import SCHEDULES
+from p2pfl.gossip.schedule import SCHEDULES, WEIGHTS
 from p2pfl.learning.algorithms import ALGORITHMS
 from p2pfl.simulation import scenario as module
 from p2pfl.simulation.attacks import ATTACKS
@@ -56,7 +56,7 @@ def test_every_key_topology_and_algorithm_is_explained():
         for key, words in documented(kind).items():
             assert len(words) > 5
             assert any(line.startswith(f"  {key} = ") for line in told)
-    for name in (*SCHEDULES, *ALGORITHMS, *COMPRESSORS, *ATTACKS, *RULES):
+    for name in (*SCHEDULES, *WEIGHTS, *ALGORITHMS, *COMPRESSORS, *ATTACKS, *RULES):
         assert any(line.split()[:1] == [name] for line in told), name
 
 
