@@ -814,3 +814,7 @@ def test_a_topology_is_told_drawn_and_given_as_json(p2pfl: Commands, tmp_path: P
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert json.loads(p2pfl.well("topology", "ring", "--peers", "6", "--json"))["diameter"] == 3
     assert "is neither a file nor one of groups" in p2pfl("topology", "moebius").line()
+    assert "until exact   3 rounds" in p2pfl.well("topology", "base", "--peers", "8", "--plot", picture)
+    assert json.loads(p2pfl.well("topology", "base", "--peers", "8", "--json"))["period"] == 3
+    assert "weights       optimal" in p2pfl.well("topology", "ring", "--peers", "6", "--weights", "optimal")
+    assert "--weights: base makes its own" in p2pfl("topology", "base", "--weights", "optimal").line()

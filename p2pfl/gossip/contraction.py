@@ -10,8 +10,8 @@ from p2pfl.gossip.mixing import consensus_rounds
 from p2pfl.gossip.schedule import Round, Schedule, dense
 
 DRAWS = 200
-"""Rounds over which a changing schedule is averaged. With as many the contraction of stars on 20 peers is known to about
-0.01 (measured); all others but el-local and random-push keep as much in every round."""
+"""Rounds over which a schedule that is drawn anew is averaged: then that of stars on 20 peers is known to about 0.01
+(measured). All others but el-local and random-push keep as much in every round."""
 EXACT = 1e-18
 """Rounding leaves far less of the consensus distance than this where a period averages exactly (measured: 1e-30)."""
 

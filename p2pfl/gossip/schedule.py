@@ -33,7 +33,7 @@ WEIGHTS: Mapping[str, str] = {
     "metropolis-hastings": "1 / (1 + the larger degree of a link's two ends) (Xiao, Boyd, Kim 2007)",
     "max-degree": "1 / (1 + the largest degree of all) (Xiao, Boyd 2004; without the 1 even rings swing)",
     "uniform": "the plain mean of itself and its neighbors; keeps the mean only where all degrees are equal",
-    "optimal": "those that mix fastest, which may be negative (Xiao, Boyd 2004); for up to 512 peers",
+    "optimal": "the symmetric ones that mix fastest, which may be negative (Xiao, Boyd 2004); for up to 512 peers",
     "push": "equal shares to itself and to those it sends to; links that go one way, with push-sum (Kempe et al. 2003)",
 }
 """Weights of a graph's links, and a line on each for users; `of_graph` has the formulas."""

@@ -87,7 +87,8 @@ class ScheduleReport:
         rounds = "drawn anew in each" if self.period is None else f"they repeat after {self.period}"
         yield "rounds", "all are alike" if self.period == 1 else rounds
         low, mean, high = self.heard
-        yield "heard", f"{low} others" if low == high else f"{low} to {high} others, {mean:.3g} on average"
+        alike = f"{low} other{'s' if low != 1 else ''}"
+        yield "heard", alike if low == high else f"{low} to {high} others, {mean:.3g} on average"
         yield "sent a round", self._sent()
         yield "contraction", self._kept()
         yield "until 1/1000", _count(self.contraction.rounds)

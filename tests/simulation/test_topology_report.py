@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from p2pfl.core.errors import InvalidConfig
-from p2pfl.gossip.graphs import GRAPHS
+from p2pfl.gossip.graphs import draw
+from p2pfl.gossip.schedule import SCHEDULES, WEIGHTS
 from p2pfl.simulation.plots import png
 from p2pfl.simulation.topology_report import Mode, TopologyReport, analyse, topologies
 
@@ -114,6 +115,52 @@ def test_what_is_wrong_with_a_file_or_a_number_is_one_line(terms: dict[str, obje
         analyse(str(path), **terms)  # type: ignore[arg-type]
 
 
+def test_weights_are_compared_by_their_spectral_gaps() -> None:
+    gaps = {name: analyse("barabasi-albert", 16, weights=name).spectral_gap for name in WEIGHTS if name != "push"}
+    assert gaps["max-degree"] < gaps["metropolis-hastings"] < gaps["optimal"], "of these each is symmetric"
+    # (I + A) / (1 + d) of a star of n: eigenvalues 1, 1/2 and 1/n - 1/2.
+    star = analyse("star", 9, weights="uniform")
+    assert (star.spectral_gap, star.kind) == (pytest.approx(1 / 2), "row")
+    assert "only rows sum to 1" in printed(star)
+    assert analyse("ring", 9, weights="uniform").spectral_gap == pytest.approx(analyse("ring", 9).spectral_gap)
+
+
+@pytest.mark.parametrize(
+    ("source", "weights", "line"),
+    [
+        ("ring", "push", "--weights: push is for links that go one way"),
+        ("ring", "heavy", "--weights: 'heavy' is unknown; there are metropolis-hastings"),
+        ("groups", "uniform", "--weights: groups makes its own"),
+        ("base", "uniform", "--weights: base makes its own"),
+    ],
+)
+def test_weights_that_there_are_not_are_refused(source: str, weights: str, line: str) -> None:
+    with pytest.raises(InvalidConfig, match=line):
+        analyse(source, 8, weights=weights)
+
+
+def test_the_picture_of_groups_shows_one_rounds_groups_and_who_isolates_in_one_of_them() -> None:
+    report = analyse("groups", 24)
+    axes = report.figure().axes[0]
+    assert axes.get_title(loc="left") == "groups, those of round 0: 24 peers, 84 links", "3 groups of 8"
+    shown = {str(each.get_label()): len(each.get_offsets()) for each in axes.collections if each.get_label()[0] != "_"}
+    assert shown == {"other peers": 16, "7 that collude": 7, "whose update they isolate": 1}
+    assert mode(report, "groups").isolating == 7
+    refused = analyse("groups", 24, group_size=4, colluders=4).figure().axes[0]
+    assert [str(each.get_label()) for each in refused.collections][1:] == ["other peers"]
+
+
+def test_a_geometric_graph_is_drawn_where_its_nodes_are() -> None:
+    report = analyse("geometric", 12, seed=3)
+    assert report.places is not None
+    assert dict(enumerate(report.places)) == {
+        node: tuple(place) for node, place in draw("geometric", 12, 3).nodes(data="pos")
+    }
+    drawn = report.figure().axes[0].collections[1].get_offsets()
+    assert {tuple(each) for each in drawn.tolist()} <= set(report.places)
+    assert analyse("grid", 12).places is None
+
+
 @pytest.mark.parametrize("name", ["ring", "barabasi-albert"])
 def test_the_picture_is_a_png(name: str) -> None:
     assert png(analyse(name, 12).figure()).startswith(b"\x89PNG")
@@ -121,5 +168,5 @@ def test_the_picture_is_a_png(name: str) -> None:
 
 def test_each_topology_is_listed_with_a_sentence() -> None:
     listed = dict(topologies())
-    assert set(listed) == {"groups", *GRAPHS}
+    assert set(listed) == set(SCHEDULES) - {"graph"}, "what the lab takes"
     assert all(what.endswith(".") for what in listed.values())
