@@ -225,9 +225,8 @@ def rounds_figure(title: str, peers: int, rounds: Sequence[Sequence[tuple[int, i
         met = np.isin(np.arange(peers), np.array(list(links), dtype=np.int64))
         axes.scatter(places[:, 0], places[:, 1], s=_dot(peers) / 6, c=np.where(met, BLACK, "white"),
                      edgecolors=BLACK, linewidths=0.6, zorder=3)  # fmt: skip
-    figure.text(
-        0.01, 0.005, "lines: both hear each other; arrows: one hears the other; white: in no exchange", fontsize=11
-    )
+    legend = "lines: both hear each other; arrows point to the one that hears; white: in no exchange"
+    figure.text(0.01, 0.005, legend, fontsize=11)
     return figure
 
 
