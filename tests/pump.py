@@ -68,6 +68,7 @@ def charter_for(
     settle_rounds: int = 500,
     start: float = 30.0,
     silence: float = 20.0,
+    patience: float = 10.0,
 ) -> Charter:
     """Return an unsigned charter of n members named m0, m1, ... in the order of their peer ids."""
     members = tuple(
@@ -80,7 +81,7 @@ def charter_for(
         model=ModelTerms(file="m.safetensors", sha256="0" * 64, parameters=parameters),
         training=TrainingTerms(rounds=rounds),
         averaging=AveragingTerms(topology=topology, tolerance=tolerance, settle_rounds=settle_rounds),  # type: ignore[arg-type]
-        deadlines=Deadlines(start=start, round=10.0, heartbeat=silence / 4, silence=silence),
+        deadlines=Deadlines(start=start, round=patience, heartbeat=silence / 4, silence=silence),
         members=members,
     )
 

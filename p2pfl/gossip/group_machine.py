@@ -85,7 +85,7 @@ from p2pfl.gossip.membership import NO_ROUND, Known, Members
 from p2pfl.gossip.patience import Patience
 from p2pfl.gossip.release import Keyring, Released, Terms, verified_release
 from p2pfl.gossip.secure_sum import MaskTerms
-from p2pfl.gossip.session import NO_SESSION, REPEATS, Outcome, Session
+from p2pfl.gossip.session import LONGEST_SUM, NO_SESSION, REPEATS, Outcome, Session
 from p2pfl.gossip.topology import overlay_of
 from p2pfl.gossip.traffic import LEAST_RATE
 
@@ -248,12 +248,14 @@ class _Sight:
     Attributes:
         linked: who has a link to this peer, and this peer.
         expected: whom the session waits for.
+        lagging: who of these is still in an earlier round.
         may_skip: whether enough others are in this round or beyond, so that it may be passed without a sum.
         is_behind: whether so many are further on that this round is over for them.
     """
 
     linked: frozenset[int]
     expected: frozenset[int]
+    lagging: frozenset[int]
     may_skip: bool
     is_behind: bool
 
@@ -796,7 +798,7 @@ class GroupMachine:
             # A round's steps take now longer, now shorter: whoever waits for them gets a bound, not the mean.
             session.training_ends = self._round_began + min(self._plan.window, SLACK * self._training.usual)
         if len(session.terms.group) > 1 or self._plan.graph is None:
-            effects += self._of_session(session.advance(now, sight.expected))
+            effects += self._of_session(session.advance(now, sight.expected, sight.lagging))
         effects += self._note_waiting(session)
         if is_new:
             effects += self._note_standings()
@@ -821,7 +823,8 @@ class GroupMachine:
             is_behind = members.claiming((terms.centre,), further) > 0
         is_behind = is_behind or members.front(self._plan.colluders) >= self._round + 2
         linked = members.linked_in(terms.group, self._plan.me)
-        sight = _Sight(linked, expected, self._are_enough_here(), is_behind)
+        lagging = frozenset(who for who in expected if members[who].claim < self._round)
+        sight = _Sight(linked, expected, lagging, self._are_enough_here(), is_behind)
         self._sight = of, sight
         return sight, True
 
@@ -900,7 +903,9 @@ class GroupMachine:
             self._behind_at = None
             return
         if self._behind_at is None:
-            self._behind_at = now + self._stage
+            # A group none of whose members has gone on may be getting over a death.
+            together = self._members.claiming(session.terms.group, Round(self._round + 1)) == 0
+            self._behind_at = now + (LONGEST_SUM if together else 1) * self._stage
             session.pull()
         elif now >= self._behind_at and not (session.spent and session.wakes_at is not None):
             session.give_up()

@@ -82,6 +82,8 @@ LEAST_WORK = 2.0**22
 REPEATS = 4
 """How often a peer asks for what it lacks before it takes somebody for gone; a guess: where every second message is
 lost, one in sixteen stays so."""
+LONGEST_SUM = 3
+"""Stages that members of another group may take longer than the patience, if one of them dies in the middle."""
 ANSWER_PAUSE = 0.05
 """Seconds in which a member gets one answer to the same request; a guess: below any timer of an honest one."""
 
@@ -110,6 +112,8 @@ class _Work:
     members: tuple[int, ...] = ()
     base: bytes = b""
     """The digest of the base that changes are averaged from; empty where whole models are."""
+    awaited: frozenset[int] = frozenset()
+    """Whose advert is waited for when the patience is over: who has been in an earlier round until shortly before."""
     enrolled: bool = False
     """Whether this peer is one of the session's members and said that it is ready; else it watches."""
     began: bool = False
@@ -254,7 +258,7 @@ class Session:
     @property
     def is_short(self) -> bool:
         """Whether too few members took part for a sum, though the group's patience is over."""
-        waited = self._is_due("close") or self._is_due("alone")
+        waited = self._is_closed or self._is_due("alone")
         return not self._work.members and waited and not self._bears_adverts()
 
     @property
@@ -624,22 +628,23 @@ class Session:
 
     # What follows
 
-    def advance(self, now: float, expected: frozenset[int]) -> list[Effect]:
+    def advance(self, now: float, expected: frozenset[int], lagging: frozenset[int] = frozenset()) -> list[Effect]:
         """Do whatever can be done now.
 
         Args:
             now: the time.
             expected: members of the group that are linked and keep step.
+            lagging: who of these is still in an earlier round.
         """
         due, self._now = self.wakes_at, now
         self._note_transfers()
-        seen = (expected, self.linked, self.may_skip, self.training_ends)
+        seen = (expected, lagging, self.linked, self.may_skip, self.training_ends)
         if self.outcome is not None or (seen == self._seen and (due is None or now < due)):
             return []
         work = self._work
         effects = [*self._digest_base(), *self._advertise()]
         for stage in (
-            partial(self._enroll, expected),
+            partial(self._enroll, expected, lagging),
             self._watch,
             self._get_ready,
             self._upload,
@@ -655,7 +660,7 @@ class Session:
         self._seen = seen
         if self._work is not work:  # another attempt, or another session: what is held may do for its first steps
             self._seen = None
-            effects += self.advance(now, expected)
+            effects += self.advance(now, expected, lagging)
         return effects
 
     @property
@@ -766,17 +771,22 @@ class Session:
     def _bears_adverts(self) -> bool:
         return self.terms.bears(self._statements.signed(Advert, self._work.attempt))
 
-    def _enroll(self, expected: frozenset[int]) -> list[Effect]:
+    def _enroll(self, expected: frozenset[int], lagging: frozenset[int]) -> list[Effect]:
         work = self._work
         if work.members or self._is_ahead_in_attempts():
             return []
         adverts = self._statements.signed(Advert, work.attempt)
         if self.terms.me not in adverts or len(adverts) <= self.terms.colluders:
             return []
-        self._set("close", self.terms.patience if work.attempt == 0 else 2 * self._stage)
+        if work.attempt == 0:
+            self._set("close", self.terms.patience)
+            self._set("close at most", self.terms.patience + LONGEST_SUM * self._stage)
+            work.awaited = work.awaited if self._is_due("close") else lagging
+        else:
+            self._set("close", 2 * self._stage)
         # A star's centre knows best whom to wait for.
         complete = expected <= set(adverts) and self.terms.centre in (None, self.terms.me)
-        if not (complete or self._is_due("close")) or not self._bears_adverts():
+        if not (complete or self._is_closed) or not self._bears_adverts():
             return []
         rank = sorted(adverts, key=self._order).index(self.terms.me)
         self._set("lead", rank * self._stage)
@@ -791,6 +801,13 @@ class Session:
             return []
         named = tuple(adverts[member].digest() for member in members)
         return self._state(Enrolment(self.terms.round, work.attempt, members, named, self._common_base(members)))
+
+    @property
+    def _is_closed(self) -> bool:
+        """Whether the patience for adverts is over: longer for those whose last round may have lost somebody."""
+        work = self._work
+        awaited = (work.awaited & self._reached).difference(self._statements.signed(Advert, work.attempt))
+        return self._is_due("close") and (not awaited or self._is_due("close at most"))
 
     def _common_base(self, members: Sequence[int]) -> bytes:
         """Return the base that the adverts of all these members name; empty if they name several, or none."""
@@ -862,7 +879,8 @@ class Session:
             effects += self._state(deal)
         work.session, work.members, work.base = session, enrolment.members, enrolment.base
         work.enrolled, self._ready_at = True, self._now
-        self._set("ready", (3 if self._masks is None else 5) * self._stage)
+        self._set("ready", 3 * self._stage)
+        self._set("ready at most", (3 if self._masks is None else 5) * self._stage)
         return [*effects, *self._await_ready()]
 
     def _suspect(self, error: RemoteError) -> None:
@@ -907,7 +925,11 @@ class Session:
         # Whoever has uploaded has seen everybody's word; it will show it to us.
         if not began and self._is_ahead_in_attempts():
             return []
-        if self._is_due("ready") and (not began or self._is_due("began")):
+        # What the dead said others pass on. Waiting on for it would take longer than those that are through with their
+        # round wait for the living members in the next.
+        lacks_gone = not self._reached >= set(work.members) - set(said)
+        is_over = self._is_due("ready at most") or (self._is_due("ready") and lacks_gone)
+        if is_over and (not began or self._is_due("began")):
             return self._try_again()
         if began:
             self._set("began", 3 * self._stage)

@@ -9,10 +9,10 @@ import pytest
 from p2pfl.core.ids import Round
 from p2pfl.core.ledger import Checkpoint, Resume, Uploading, Voted
 from p2pfl.core.machine import Trained, Vector
-from p2pfl.core.statements import Acknowledged, Ready, Result, Roots, Vote
+from p2pfl.core.statements import Acknowledged, Enrolment, Ready, Result, Roots, Vote
 from p2pfl.core.wire import Chunk, Message, Part, Told
 from p2pfl.gossip import secure_sum
-from p2pfl.gossip.session import Outcome
+from p2pfl.gossip.session import LONGEST_SUM, Outcome
 from tests.group_pump import GroupPump, Node
 
 
@@ -130,6 +130,43 @@ def test_in_a_group_of_four_one_that_dies_at_any_stage_costs_nobody_the_round(ki
         assert node.rounds[0].outcome == Outcome.FULL, node.rounds
         assert node.rounds[1].outcome == Outcome.FULL
         assert same(node.adopted[Round(0)], living[0].adopted[Round(0)])
+
+
+@pytest.mark.parametrize("kind", [Enrolment, Ready, Roots, Acknowledged, Vote, Result])
+@pytest.mark.parametrize("place", [0, 3, 5])
+def test_one_that_dies_at_any_stage_costs_no_other_group_a_round_either(kind: type, place: int) -> None:
+    """Its group takes longer than the patience, while those of another group wait for its members in the next round."""
+    pump = GroupPump(8, rounds=5, patience=5.0)
+    die_at(pump, place, kind, round=2)
+    pump.start()
+    pump.run()
+    for node in pump.nodes.values():
+        if node.alive:
+            assert outcomes(node)[:5] == [Outcome.FULL] * 5
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_one_that_dies_before_all_are_ready_is_not_waited_for_as_one_that_lives(place: int) -> None:
+    pump = GroupPump(4, rounds=3)
+    die_at(pump, place, Ready, round=1)
+    pump.start()
+    pump.run()
+    for node in pump.nodes.values():
+        if node.alive:
+            assert node.rounds[1].attempt == 1
+            assert node.rounds[1].seconds < 4.0, "three stages of a second, in the first of which all train"
+
+
+def test_who_hangs_in_the_round_before_is_waited_for_once() -> None:
+    pump = GroupPump(8, rounds=6, patience=5.0)
+    pump.start()
+    pump.run(until=lambda: pump.nodes[5].machine.round == 2)
+    chain(pump, lambda sender, receiver, _: 5 in (sender, receiver))
+    pump.run(until=lambda: all(node.machine.round >= 6 for place, node in pump.nodes.items() if place != 5))
+    for place, node in pump.nodes.items():
+        if place != 5:
+            waited = [record.seconds for record in node.rounds if record.seconds > 1.0]
+            assert sum(waited) <= 1.0 + 2 * (5.0 + LONGEST_SUM)
 
 
 def test_in_a_group_of_four_two_that_die_after_uploading_leave_too_few_votes() -> None:
