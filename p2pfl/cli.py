@@ -310,16 +310,16 @@ def topology(
     they cost.
     """
     from p2pfl.simulation.schedule_report import CHANGING, ScheduleReport, analyse_schedule
-    from p2pfl.simulation.topology_report import TopologyReport, analyse, topologies, with_weights
+    from p2pfl.simulation.topology_report import TopologyReport, analyse, topologies, verify_weights
 
     if name is None:
         for known, what in topologies():
             say(f"{known:<22}{what}")
         return
-    if weights is not None:
-        with_weights(name, weights)
     found: TopologyReport | ScheduleReport
     if name in CHANGING:
+        if weights is not None:
+            verify_weights(name, weights)
         found = analyse_schedule(name, peers, seed=seed, colluders=colluders, parameters=parameters)
     else:
         found = analyse(name, peers, seed=seed, group_size=group_size, colluders=colluders, alpha_min=alpha_min,
@@ -535,12 +535,14 @@ def sweep(
 ) -> None:
     """Run every combination of what a scenario's sweep lists, and compare them. What has been run is not run again."""
     from p2pfl.core.errors import RoundFailed
+    from p2pfl.node.memory import keep_freed_blocks
     from p2pfl.simulation.compare import compare as make_comparison
     from p2pfl.simulation.compare import save_comparison
     from p2pfl.simulation.events import event_writer
     from p2pfl.simulation.scenario import load, varied
     from p2pfl.simulation.sweep import sweep as run_sweep
 
+    keep_freed_blocks()
     chosen = varied(load(scenario, _with_engine(changes, engine)), vary or ())
     if tensorboard:
         event_writer()

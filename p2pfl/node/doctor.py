@@ -234,11 +234,11 @@ def _signatures(home: Home, charter: Charter, name: str) -> Iterator[Finding]:
 
 
 def _disk(home: Home, charter: Charter, probe: Probe) -> Iterator[Finding]:
-    vector = 4 * charter.model.parameters * vectors_of(charter.training, charter.averaging)
+    model, vectors = 4 * charter.model.parameters, vectors_of(charter.training, charter.averaging)
     every = home.config.history_every
     copies = -(-charter.rounds // every) if every else 0
     # Of a checkpoint that is being written the old ones are still there.
-    needed = SPARE_BYTES + vector * (VECTORS_KEPT * (KEEP + 1) + copies)
+    needed = SPARE_BYTES + model * (vectors * VECTORS_KEPT * (KEEP + 1) + copies)
     free = probe.free(home.run_path)
     what = f"{home.run_path}: {size_text(free)} free, a run takes about {size_text(needed)}"
     if free < needed:

@@ -58,8 +58,8 @@ class Remembered:
         return self._page
 
 
-def is_asked_by_address(host: str, bound: str, names: Sequence[str] = ()) -> bool:
-    """Return whether a request's Host is one that no web page can have as its own name.
+def is_own_host(host: str, bound: str, names: Sequence[str] = ()) -> bool:
+    """Return whether a request's Host is one that no web page can have as its own name, or one of the operator's.
 
     Args:
         host: the header, with or without a port.
@@ -145,7 +145,7 @@ class Endpoint:
         if request.method not in (b"GET", b"HEAD"):
             return text_page(405, "only GET and HEAD")
         host = next((value.decode("ascii", "replace") for name, value in request.headers if name == b"host"), "")
-        if not is_asked_by_address(host, self._address, self._names):
+        if not is_own_host(host, self._address, self._names):
             return text_page(
                 403, "ask by IP address, for localhost on this machine, or by one of [metrics] names in peer.toml"
             )

@@ -52,7 +52,7 @@ def keep_freed_blocks() -> bool:
 
     glibc gives blocks of 32 MiB and more back as soon as they are freed, and the system clears the memory of the next
     ones page by page. For a simulated convolutional network, whose activations are such blocks, that was 16 of 39
-    seconds on two cores; the process holds a tenth more memory.
+    seconds of the processor; the process holds a tenth more memory.
     """
     return _set({_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: _LARGEST_INT})
 

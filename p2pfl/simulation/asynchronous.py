@@ -96,6 +96,11 @@ class _Pairs:
             sorted({int(other) for other in rows.indices[peer][rows.weights[peer] != 0]} - {peer})
             for peer in range(peers)
         ]
+        if parts.own:
+            raise InvalidConfig(
+                f"{type(parts.task).__name__}.optimizer is not plain SGD, whose steps {parts.algorithm.name} makes; "
+                "set training.learning_rate"
+            )
         if not all(self._neighbors):
             raise InvalidConfig(f"{parts.algorithm.name}: a peer without neighbors has nobody to average with")
         self._draws = [stream(number, f"pairs/{peer}") for peer in range(peers)]

@@ -42,7 +42,7 @@ def on_processes(missing: Mapping[int, Scenario], home: Path, device: str, worke
         return
     # Not forked: torch's threads do not survive that.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=keep_freed_blocks) as pool:
         futures: dict[Future[str], int] = {
             pool.submit(_run_and_write, point.settings(), home, device): place for place, point in missing.items()
         }
@@ -65,7 +65,7 @@ def on_ray(missing: Mapping[int, Scenario], home: Path, device: str, workers: in
     if not missing:
         return
     with _ray(workers, address) as ray:
-        run = ray.remote(_run_apart).options(num_cpus=1, num_gpus=int(device != "cpu"), max_retries=0)
+        run = ray.remote(_run_on_ray).options(num_cpus=1, num_gpus=int(device != "cpu"), max_retries=0)
         left = {run.remote(point.settings(), device): place for place, point in missing.items()}
         while left:
             (ended,), _ = ray.wait(list(left), num_returns=1)
@@ -133,12 +133,17 @@ def _verify_reachable(address: str | None) -> None:
 
 def _run_apart(settings: dict[str, Any], device: str) -> Run | str:
     """Run a scenario on one thread; return it, or why that failed."""
-    keep_freed_blocks()
     try:
         with one_thread_each():
             return simulate(validate(Scenario, settings, "a sweep's run"), device=device)
     except P2pflError as error:
         return str(error)
+
+
+def _run_on_ray(settings: dict[str, Any], device: str) -> Run | str:
+    """Run a scenario in a process of Ray's, as `_run_apart` does."""
+    keep_freed_blocks()
+    return _run_apart(settings, device)
 
 
 def _run_and_write(settings: dict[str, Any], home: Path, device: str) -> str:

@@ -15,7 +15,7 @@ from p2pfl.gossip.compress import Identity, compressor
 from p2pfl.gossip.graphs import parse
 from p2pfl.gossip.schedule import Schedule
 from p2pfl.gossip.schedule import schedule as make_schedule
-from p2pfl.learning.algorithms import AdPsgd, Algorithm, ChocoSgd, PartialSharing
+from p2pfl.learning.algorithms import Algorithm, ChocoSgd, PartialSharing
 from p2pfl.learning.algorithms.made import make_algorithm
 from p2pfl.learning.chartered import learning_rate
 from p2pfl.learning.evaluation import forward
@@ -68,8 +68,8 @@ class Parts:
             self.shared = np.flatnonzero(np.repeat(np.logical_not(stays), sizes))
         if isinstance(algorithm, ChocoSgd):
             algorithm = dataclasses.replace(algorithm, compress=EachSeed(self.compress, scenario.seeds))
-        self.own = not training.learning_rate and not _is_plain(algorithm, self.task)
-        self.lr = training.learning_rate or (_rate(self.task) if self.own else learning_rate(self.task))
+        rate = training.learning_rate
+        self.lr, self.own = (rate, False) if rate else _rate(algorithm, self.task)
         self.algorithm = with_noise(algorithm, scenario)
         self.attackers = scenario.attackers.among(scenario.peers)
         self.attack = ATTACKS[scenario.attackers.attack] if self.attackers else None
@@ -187,27 +187,21 @@ def _graph(path: Path) -> nx.Graph | nx.DiGraph:
     return graph
 
 
-def _is_plain(algorithm: Algorithm, task: Task) -> bool:
-    """Return whether local steps are those of plain SGD.
+def _rate(algorithm: Algorithm, task: Task) -> tuple[float, bool]:
+    """Return the learning rate of the task's optimizer, and whether that is another than plain SGD.
 
     Raises:
-        InvalidConfig: the task has another optimizer, and the algorithm computes with the learning rate.
+        InvalidConfig: it is, and the algorithm computes with the learning rate.
     """
     try:
-        learning_rate(task)
+        return learning_rate(task), False
     except InvalidConfig:
-        if algorithm.plain or isinstance(algorithm, AdPsgd):
+        if algorithm.plain:
             raise
-        return False
-    return True
-
-
-def _rate(task: Task) -> float:
-    """Return the learning rate of a task's optimizer; nan if there is not one for all."""
     with blame(task, "optimizer"):
         groups = task.optimizer(make_model(task).parameters()).param_groups
     rates = {float(group["lr"]) for group in groups}
-    return rates.pop() if len(rates) == 1 else math.nan
+    return (rates.pop() if len(rates) == 1 else math.nan), True
 
 
 def _steps(scenario: Scenario, examples: int) -> int:

@@ -28,10 +28,11 @@ from p2pfl.gossip.leakage import (
     worst_cosine,
 )
 from p2pfl.gossip.mixing import consensus_rounds, spectral_gap
-from p2pfl.gossip.schedule import SCHEDULES, WEIGHTS, Kind, dense, describe, of_graph
+from p2pfl.gossip.schedule import WEIGHTS, Kind, dense, describe, of_graph
 from p2pfl.gossip.topology import diameter
 from p2pfl.node.live import size_text
 from p2pfl.simulation.plots import group_places, leakage_figure
+from p2pfl.simulation.schedule_report import CHANGING
 
 MOST_BYTES = 16 << 20
 """Of a graph's file; one of 1000 nodes with all links takes 4 MB as a list of edges."""
@@ -245,7 +246,7 @@ def analyse(
         InvalidConfig: there is no such graph, not with weights, or a number is out of range.
     """
     if weights is not None:
-        with_weights(source, weights)
+        verify_weights(source, weights)
     weights = weights or "metropolis-hastings"
     graph, names = _load(source, peers, seed)
     if group_size < LEAST_MASKED:
@@ -287,7 +288,7 @@ def analyse(
     )
 
 
-def with_weights(source: str, weights: str) -> None:
+def verify_weights(source: str, weights: str) -> None:
     """Refuse weights that there are not, or not for links that go both ways, or a topology that has none.
 
     Raises:
@@ -298,7 +299,7 @@ def with_weights(source: str, weights: str) -> None:
         raise InvalidConfig(f"--weights: push is for links that go one way; here are {', '.join(known)}")
     if weights not in known:
         raise InvalidConfig(f"--weights: {weights!r} is unknown; there are {', '.join(known)}")
-    if source in SCHEDULES and source not in GRAPHS:
+    if source in {"groups", *CHANGING}:
         raise InvalidConfig(f"--weights: {source} makes its own; leave it out, or take one of {', '.join(GRAPHS)}")
 
 
@@ -455,5 +456,5 @@ def _listed(names: Sequence[str]) -> str:
 def topologies() -> Iterator[tuple[str, str]]:
     """Yield the name of each topology, and what it is."""
     yield "groups", "Drawn anew each round; any two peers may meet."
-    for name in (*GRAPHS, *(name for name in SCHEDULES if name not in {"groups", "graph", *GRAPHS})):
+    for name in (*GRAPHS, *CHANGING):
         yield name, describe(name)

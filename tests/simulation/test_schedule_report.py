@@ -1,33 +1,24 @@
 """The report of topologies that the lab alone has: figures, a picture of the first rounds, refusals in one line."""
 
-import io
 import json
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from p2pfl.core.errors import InvalidConfig
 from p2pfl.gossip.graphs import GRAPHS
 from p2pfl.gossip.schedule import SCHEDULES, WEIGHTS
 from p2pfl.simulation.plots import png
-from p2pfl.simulation.schedule_report import CHANGING, ScheduleReport, analyse_schedule
+from p2pfl.simulation.schedule_report import CHANGING, analyse_schedule
+from tests.simulation.test_topology_report import printed
 
 GUIDE = Path(__file__).parents[2] / "docs" / "simulation.md"
-
-
-def printed(report: ScheduleReport, width: int = 80) -> str:
-    console = Console(file=io.StringIO(), width=width, highlight=False)
-    console.print(report)
-    text = console.file.getvalue()  # type: ignore[attr-defined]
-    assert isinstance(text, str)
-    return text
 
 
 @pytest.mark.parametrize("name", CHANGING)
 def test_every_changing_topology_is_told_drawn_and_given_as_json(name: str) -> None:
     report = analyse_schedule(name, 12)
-    text = printed(report)
+    text = printed(report, 80)
     assert max(map(len, text.splitlines())) <= 80
     for word in ("matrices", "heard", "sent a round", "contraction", "until exact", "who isolates an update"):
         assert word in text
@@ -42,18 +33,18 @@ def test_the_picture_is_a_png() -> None:
 def test_the_figures_are_those_of_the_rounds() -> None:
     base = analyse_schedule("base", 25)
     assert (base.period, base.contraction.exact_after, base.heard[::2]) == (9, 9, (0, 1))
-    assert "9 rounds leave nothing" in printed(base)
+    assert "9 rounds leave nothing" in printed(base, 80)
     hop = analyse_schedule("one-peer-exponential", 4)
     assert hop.first_rounds == (((1, 0), (2, 1), (3, 2), (0, 3)), ((2, 0), (3, 1), (0, 2), (1, 3)))
-    assert "heard         1 other " in printed(hop)
+    assert "heard         1 other " in printed(hop, 80)
     assert analyse_schedule("moshpit", 9).sent_mean == pytest.approx(4 / 3), "lines of three add up in parts"
     assert analyse_schedule("static-exponential", 16).heard == (4, 4.0, 4)
 
 
 def test_bytes_take_the_place_of_lengths_where_the_model_is_known() -> None:
     report = analyse_schedule("one-peer-exponential", 8, parameters=1_000_000)
-    assert "4.0 MB" in printed(report)
-    assert "|x|" not in printed(report)
+    assert "4.0 MB" in printed(report, 80)
+    assert "|x|" not in printed(report, 80)
     assert json.loads(report.to_json())["bytes_mean"] == 4_000_000
 
 

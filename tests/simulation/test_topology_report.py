@@ -12,6 +12,7 @@ from p2pfl.core.errors import InvalidConfig
 from p2pfl.gossip.graphs import draw
 from p2pfl.gossip.schedule import SCHEDULES, WEIGHTS
 from p2pfl.simulation.plots import png
+from p2pfl.simulation.schedule_report import ScheduleReport
 from p2pfl.simulation.topology_report import Mode, TopologyReport, analyse, topologies
 
 
@@ -19,7 +20,7 @@ def mode(report: TopologyReport, name: str) -> Mode:
     return next(each for each in report.modes if each.name == name)
 
 
-def printed(report: TopologyReport, width: int = 200) -> str:
+def printed(report: TopologyReport | ScheduleReport, width: int = 200) -> str:
     console = Console(file=io.StringIO(), width=width, highlight=False)
     console.print(report)
     text = console.file.getvalue()  # type: ignore[attr-defined]

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 ACROSS = {"aten::_to_copy", "aten::copy_"}
 """What moves numbers from one device to another."""
 
-INDEXED = {"aten::index.Tensor", "aten::index_put_", "aten::_index_put_impl_"}
+INDEXED = {"aten::index", "aten::index_put_", "aten::_index_put_impl_"}
 """What takes indices that are on the CPU, as CUDA does."""
 
 
@@ -47,21 +47,21 @@ class OtherDevice(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
-        name = func._schema.name + (f".{func._overloadname}" if func._overloadname != "default" else "")
+        name = func._schema.name
         tensors = [each for each in tree_flatten((args, kwargs))[0] if isinstance(each, Tensor)]
         held = [each for each in tensors if isinstance(each, Held)]
         others = [each for each in tensors if not isinstance(each, Held) and each.ndim > 0]
-        if held and others and func._schema.name not in ACROSS:
-            indices = func._schema.name in {each.split(".")[0] for each in INDEXED} and isinstance(args[0], Held)
+        if held and others and name not in ACROSS:
+            indices = name in INDEXED and isinstance(args[0], Held)
             assert indices, f"{name}: tensors of two devices, {[list(each.shape) for each in tensors]}"
         here = bool(held)
         if kwargs.get("device") is not None:
             here = torch.device(kwargs["device"]).type == "meta"
             kwargs["device"] = torch.device("cpu")
         self.operations += bool(held)
-        result = func(*tree_map_only(Held, lambda each: each.inner, args), **tree_map_only(Held, _inner, kwargs))
+        result = func(*tree_map_only(Held, _inner, args), **tree_map_only(Held, _inner, kwargs))
         known = {id(each.inner): each for each in held}
-        return tree_map(lambda each: self._given(each, known, func._schema.name, here), result)
+        return tree_map(lambda each: self._given(each, known, name, here), result)
 
     @staticmethod
     def _given(each, known, name, here):
