@@ -33,6 +33,14 @@ class Held(Tensor):
     def untyped_storage(self):
         return self.inner.untyped_storage()
 
+    @property
+    def data(self):
+        return self.detach()
+
+    @data.setter
+    def data(self, value):
+        self.inner = value.inner
+
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         raise AssertionError(f"{func} outside of the device")

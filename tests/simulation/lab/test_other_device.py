@@ -84,6 +84,14 @@ def test_tiers(tmp_path, tier):
     assert verify({"data": {"task": f"{tmp_path / 'mine.py'}:Mine"}}) == tier
 
 
+@pytest.mark.parametrize("tier", TIERS)
+def test_a_task_s_own_optimizer(tmp_path, tier):
+    made = "    def optimizer(self, parameters):\n        return torch.optim.Adam(parameters, lr=0.01)\n"
+    source = "import torch\n" + TASK.format(layers=TIERS[tier]) + "\n" + made
+    (tmp_path / "mine.py").write_text(source)
+    assert verify({"data": {"task": f"{tmp_path / 'mine.py'}:Mine"}}) == tier
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_exchanges_and_tasks(name):
     verify(CASES[name])
