@@ -576,9 +576,9 @@ def compare(
     """Compare simulated runs: by what they differ, how they end, and how fast they get there."""
     from p2pfl.simulation.compare import compare as make_comparison
     from p2pfl.simulation.compare import save_comparison
-    from p2pfl.simulation.runs import find, open_simulated
+    from p2pfl.simulation.runs import open_all
 
-    made = make_comparison([open_simulated(path) for path in find(runs)], metric)
+    made = make_comparison(open_all(runs), metric)
     files = save_comparison(made, output)
     Console(highlight=False).print(made)
     say(f"in {output}: {', '.join(file.name for file in files)}")

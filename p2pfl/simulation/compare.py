@@ -18,7 +18,7 @@ from p2pfl.node.live import size_text
 from p2pfl.node.store import write_atomic
 from p2pfl.simulation.run_plots import comparison_figure, png, run_figure, spread, svg, trend_figure
 from p2pfl.simulation.runs import Run, less_is_better, metric_words
-from p2pfl.simulation.scenario import unread
+from p2pfl.simulation.scenario import flat, unread
 
 NEAR = 0.95
 """Of the best end, which `rounds to` counts to: a guess at what is nearly as good."""
@@ -175,15 +175,6 @@ def draw_run(run: Run) -> tuple[Path, ...]:
     for name, content in files.items():
         write_atomic(run.path / name, content)
     return tuple(run.path / name for name in files)
-
-
-def flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    """Give settings by dotted key."""
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{before}{key}.")
-        else:
-            yield f"{before}{key}", value
 
 
 def differences(runs: Sequence[Run]) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ import pandas as pd
 
 from p2pfl.core.errors import InvalidConfig
 from p2pfl.node.store import read_text, write_atomic
-from p2pfl.simulation.scenario import Scenario, load
+from p2pfl.simulation.scenario import Scenario, flat, load
 
 SCENARIO_FILE, SUMMARY_FILE = "scenario.toml", "summary.json"
 ROUNDS_FILE, PEERS_FILE = "rounds.parquet", "peers.parquet"
@@ -93,19 +93,29 @@ def is_complete(path: Path) -> bool:
     return (path / SUMMARY_FILE).is_file() and (path / ROUNDS_FILE).is_file()
 
 
-def find(paths: Sequence[Path]) -> list[Path]:
-    """Return the folders of runs among those given and in them, in order.
+def open_all(paths: Sequence[Path]) -> list[Run]:
+    """Read the runs that these folders are or hold; those in one folder in the order of their settings.
 
     Raises:
-        InvalidConfig: one is no run and has none in it.
+        InvalidConfig: one is no run and has none in it, or a run cannot be read.
     """
-    found: list[Path] = []
+    found: dict[Path, Run] = {}
     for path in paths:
-        inside = [path] if is_complete(path) else sorted(each for each in path.glob("*") if is_complete(each))
+        inside = [path] if is_complete(path) else [each for each in sorted(path.glob("*")) if is_complete(each)]
         if not inside:
             raise InvalidConfig(f"{path}: neither a simulated run that has ended nor a folder of such")
-        found += inside
-    return list(dict.fromkeys(found))
+        runs = [open_simulated(each) for each in inside if each not in found]
+        found |= {run.path: run for run in sorted(runs, key=_settings) if run.path is not None}
+    return list(found.values())
+
+
+def _settings(run: Run) -> list[tuple[str, bool, float, str]]:
+    """Return what orders runs: their settings, of which numbers count as such."""
+    settings = sorted(flat(run.scenario.settings()))
+    return [
+        (key, True, value, "") if isinstance(value, int | float) else (key, False, 0.0, str(value))
+        for key, value in settings
+    ]
 
 
 def open_simulated(path: Path) -> Run:

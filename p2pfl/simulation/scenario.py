@@ -532,6 +532,15 @@ def _overlap(one: str, other: str) -> bool:
     return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
+def flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Give settings by dotted key."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", value
+
+
 def get(values: Mapping[str, Any], key: str) -> Any:
     """Return the value of a dotted key, None where there is none."""
     first, dot, rest = key.partition(".")

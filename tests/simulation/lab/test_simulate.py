@@ -1,6 +1,7 @@
 """Scenarios run on the dense engine: what comes out, what it costs, and what goes wrong on the way."""
 
 import math
+from dataclasses import replace
 
 import networkx as nx
 import numpy as np
@@ -15,7 +16,7 @@ from p2pfl.gossip.schedule import dense, schedule
 from p2pfl.simulation.costs import load_of
 from p2pfl.simulation.parts import Parts
 from p2pfl.simulation.presence import Presence, Present, among
-from p2pfl.simulation.runs import ROUNDS_FILE, SUMMARY_FILE, find, is_complete, open_simulated
+from p2pfl.simulation.runs import ROUNDS_FILE, SUMMARY_FILE, is_complete, open_all, open_simulated, save
 from p2pfl.simulation.scenario import Scenario, load
 from p2pfl.simulation.simulate import simulate
 
@@ -333,7 +334,7 @@ def test_a_run_is_kept_and_read(tmp_path):
     assert opened.summary == run.summary
     pd.testing.assert_frame_equal(opened.frame, run.frame)
     pd.testing.assert_frame_equal(opened.peers, run.peers)
-    assert find([tmp_path]) == [run.path]
+    assert [each.path for each in open_all([tmp_path])] == [run.path]
 
     before = (run.path / SUMMARY_FILE).stat().st_mtime_ns
     again = simulate(asked, tmp_path, watch=lambda *_: pytest.fail("it was run again"))
@@ -342,11 +343,21 @@ def test_a_run_is_kept_and_read(tmp_path):
     assert (run.path / SUMMARY_FILE).stat().st_mtime_ns > before
 
 
+def test_the_runs_of_a_folder_are_in_the_order_of_their_settings(tmp_path):
+    run = simulate(scenario(training={"rounds": 1}))
+    rounds = (10, 9, 100)
+    for place, each in enumerate(rounds):
+        save(replace(run, scenario=scenario(training={"rounds": each})), tmp_path / str(place))
+    assert [each.scenario.training.rounds for each in open_all([tmp_path])] == [9, 10, 100]
+    asked = [tmp_path / "2", tmp_path, tmp_path / "0"]
+    assert [each.scenario.training.rounds for each in open_all(asked)] == [100, 9, 10], "each once, as asked for"
+
+
 def test_a_folder_without_a_run_is_told(tmp_path):
     with pytest.raises(InvalidConfig, match="not a simulated run"):
         open_simulated(tmp_path)
     with pytest.raises(InvalidConfig, match="nor a folder of such"):
-        find([tmp_path])
+        open_all([tmp_path])
     run = simulate(scenario(training={"rounds": 1}), tmp_path)
     (run.path / ROUNDS_FILE).write_bytes(b"nonsense")
     with pytest.raises(InvalidConfig, match="cannot be read"):
