@@ -284,13 +284,23 @@ def topology(
         str | None,
         typer.Option(help="Of a graph's links: metropolis-hastings unless said, max-degree, uniform or optimal."),
     ] = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="An option of one of the lab's topologies, e.g. degree=3. Repeatable."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Draws random graphs, and groups.")] = 0,
-    group_size: Annotated[int, typer.Option(help="Members wanted in a group, as in the charter.")] = 8,
+    group_size: Annotated[
+        int | None, typer.Option(help="Members wanted in a group, as in the charter; 8 unless said.")
+    ] = None,
     colluders: Annotated[int, typer.Option(help="How many members may work together, as in the charter.")] = 1,
     alpha_min: Annotated[
-        float,
-        typer.Option(help="The smallest weight of a contribution to a sum, relative to the largest; 1: all equal."),
-    ] = 1.0,
+        float | None,
+        typer.Option(
+            help="The smallest weight of a contribution to a sum, relative to the largest; all equal unless said."
+        ),
+    ] = None,
     parameters: Annotated[
         int | None, typer.Option(help="The model's parameters, to give bytes instead of |x|.")
     ] = None,
@@ -309,6 +319,8 @@ def topology(
     Of topologies that change from round to round, which the convergence lab has, it says how fast they mix and what
     they cost.
     """
+    from p2pfl.core.errors import InvalidConfig
+    from p2pfl.simulation.scenario import assigned
     from p2pfl.simulation.schedule_report import CHANGING, ScheduleReport, analyse_schedule
     from p2pfl.simulation.topology_report import TopologyReport, analyse, topologies, verify_weights
 
@@ -320,10 +332,17 @@ def topology(
     if name in CHANGING:
         if weights is not None:
             verify_weights(name, weights)
-        found = analyse_schedule(name, peers, seed=seed, colluders=colluders, parameters=parameters)
+        for option, value in (("--group-size", group_size), ("--alpha-min", alpha_min)):
+            if value is not None:
+                raise InvalidConfig(f"{option}: is of masked groups and stars, and {name} has none here; leave it out")
+        found = analyse_schedule(name, peers, seed=seed, colluders=colluders, parameters=parameters,
+                                 options=dict(map(assigned, options or ())))  # fmt: skip
     else:
-        found = analyse(name, peers, seed=seed, group_size=group_size, colluders=colluders, alpha_min=alpha_min,
-                        parameters=parameters, weights=weights)  # fmt: skip
+        if options:
+            raise InvalidConfig(f"--set: options are of {', '.join(CHANGING)}; {name} is none of these")
+        found = analyse(name, peers, seed=seed, group_size=8 if group_size is None else group_size,
+                        colluders=colluders, alpha_min=1.0 if alpha_min is None else alpha_min, parameters=parameters,
+                        weights=weights)  # fmt: skip
     if plot is not None:
         from p2pfl.simulation.plots import png
 

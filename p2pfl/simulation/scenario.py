@@ -490,12 +490,22 @@ def load(source: str, changes: Sequence[str] = ()) -> Scenario:
             raise InvalidConfig(f"{source}: neither a file nor one of {', '.join(names())}")
     values = _located(parse_toml(read_text(path, "a scenario"), str(path)), path.parent)
     for change in changes:
-        key, equals, text = change.partition("=")
-        if not equals:
-            raise InvalidConfig(f"--set {change}: write key=value, such as training.rounds=100")
-        values = _unswept(put(values, key.strip(), value_of(text.strip())), key.strip())
+        key, value = assigned(change)
+        values = _unswept(put(values, key, value), key)
     values.setdefault("name", path.stem)
     return validate(Scenario, _located(values, Path()), str(path))
+
+
+def assigned(change: str) -> tuple[str, Any]:
+    """Read what `--set` was given: a key, and its value.
+
+    Raises:
+        InvalidConfig: it is no key=value.
+    """
+    key, equals, text = change.partition("=")
+    if not equals:
+        raise InvalidConfig(f"--set {change}: write key=value, such as training.rounds=100")
+    return key.strip(), value_of(text.strip())
 
 
 def value_of(text: str) -> Any:

@@ -1,8 +1,10 @@
 """What a topology that changes, or whose links go one way, costs and how fast it mixes; for a terminal and as JSON."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -29,7 +31,7 @@ _KINDS: dict[Kind, str] = {
     "column": "only columns sum to 1: peers agree on the exact mean if the algorithm is push-sum",
 }
 _LEAKAGE = "not computed: no charter has this topology, and in the lab there is nobody to collude"
-_LEAKAGE_OF_STARS = "see the row stars of p2pfl topology exponential, the overlay that they are drawn on here"
+_LEAKAGE_OF_STARS = "see the row stars of p2pfl topology {}, the overlay that they are drawn on here"
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class ScheduleReport:
 
     Attributes:
         name: of the topology.
+        options: of the topology, as asked for.
         peers: how many.
         kind: which sums of the matrices are 1.
         period: after how many rounds they repeat; None: they are drawn anew.
@@ -50,6 +53,7 @@ class ScheduleReport:
     """
 
     name: str
+    options: Mapping[str, Any]
     peers: int
     kind: Kind
     period: int | None
@@ -62,7 +66,11 @@ class ScheduleReport:
 
     def figure(self) -> Figure:
         """Draw who hears whom in each of the first rounds."""
-        return rounds_figure(f"{self.name}: {self.peers} peers", self.peers, self.first_rounds)
+        return rounds_figure(f"{self._called}: {self.peers} peers", self.peers, self.first_rounds)
+
+    @property
+    def _called(self) -> str:
+        return ", ".join([self.name, *(f"{option} = {value}" for option, value in self.options.items())])
 
     def to_json(self) -> str:
         """Return everything as JSON, with `bytes_mean` and `bytes_most` if parameters are known."""
@@ -77,11 +85,12 @@ class ScheduleReport:
         facts = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
         for title, value in self._facts():
             facts.add_row(title, value)
-        leakage = _LEAKAGE_OF_STARS if self.name == "stars" else _LEAKAGE
+        overlay = self.options.get("overlay", "exponential")
+        leakage = _LEAKAGE_OF_STARS.format(overlay) if self.name == "stars" else _LEAKAGE
         return Group(facts, Text(), Text(describe(self.name)), Text(f"who isolates an update: {leakage}"))
 
     def _facts(self) -> Iterator[tuple[str, str]]:
-        yield "topology", self.name
+        yield "topology", self._called
         yield "peers", f"{self.peers}"
         yield "matrices", _KINDS[self.kind]
         rounds = "drawn anew in each" if self.period is None else f"they repeat after {self.period}"
@@ -114,7 +123,13 @@ def _count(rounds: int | None) -> str:
 
 
 def analyse_schedule(
-    name: str, peers: int | None = None, *, seed: int = 0, colluders: int = 1, parameters: int | None = None
+    name: str,
+    peers: int | None = None,
+    *,
+    seed: int = 0,
+    colluders: int = 1,
+    parameters: int | None = None,
+    options: Mapping[str, Any] = MappingProxyType({}),
 ) -> ScheduleReport:
     """Analyse a topology of `CHANGING`.
 
@@ -124,9 +139,10 @@ def analyse_schedule(
         seed: of what is drawn.
         colluders: how many a star must bear.
         parameters: how many values the model has.
+        options: of the topology.
 
     Raises:
-        InvalidConfig: there is no such topology for so many peers, or a number is out of range.
+        InvalidConfig: there is no such topology with these options for so many peers, or a number is out of range.
     """
     n = 20 if peers is None else peers
     if not 2 <= n <= MOST_PEERS:
@@ -135,12 +151,14 @@ def analyse_schedule(
         raise InvalidConfig(f"--colluders: 0 to {n - 2}, all peers but two, not {colluders}")
     if parameters is not None and parameters < 1:
         raise InvalidConfig(f"--parameters: at least 1, not {parameters}")
-    plan = schedule(name, n, seed, **({"colluders": colluders} if name == "stars" else {}))
+    asked = {"colluders": colluders, **options} if name == "stars" else options
+    plan = schedule(name, n, seed, **asked)
     rounds = [plan.at(number) for number in range(DRAWS if plan.period is None else plan.period)]
     heard = np.concatenate([_others(each).sum(1) for each in rounds])
     loads = [load_of(each, summed=name in GROUPED) for each in rounds]
     return ScheduleReport(
         name=name,
+        options=dict(options),
         peers=n,
         kind=plan.kind,
         period=plan.period,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from p2pfl.cli import main
 from p2pfl.core.errors import InvalidConfig
 from p2pfl.gossip.graphs import GRAPHS
 from p2pfl.gossip.schedule import SCHEDULES, WEIGHTS
@@ -39,6 +40,30 @@ def test_the_figures_are_those_of_the_rounds() -> None:
     assert "heard         1 other " in printed(hop, 80)
     assert analyse_schedule("moshpit", 9).sent_mean == pytest.approx(4 / 3), "lines of three add up in parts"
     assert analyse_schedule("static-exponential", 16).heard == (4, 4.0, 4)
+
+
+def test_options_are_those_of_the_lab() -> None:
+    base = analyse_schedule("base", 25, options={"degree": 4})
+    assert (base.contraction.exact_after, base.heard) == (2, (4, 4.0, 4)), "25 is a power of 5"
+    assert "base, degree = 4" in printed(base, 80)
+    assert json.loads(base.to_json())["options"] == {"degree": 4}
+    assert "stars of p2pfl topology torus, the overlay" in " ".join(
+        printed(analyse_schedule("stars", 16, options={"overlay": "torus"}), 200).split()
+    )
+    with pytest.raises(InvalidConfig, match="base has no option 'sends'; it has degree, simple"):
+        analyse_schedule("base", 25, options={"sends": 4})
+
+
+def test_an_option_that_a_topology_does_not_read_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for asked, line in (
+        ("ring --set degree=4", "options are of static-exponential, one-peer-exponential, base, "),
+        ("base --group-size 4", "--group-size: is of masked groups and stars, and base has none here"),
+        ("base --set degree", "--set degree: write key=value"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(["topology", *asked.split()])
+        assert ended.value.code == 2
+        assert line in " ".join(capsys.readouterr().err.split())
 
 
 def test_bytes_take_the_place_of_lengths_where_the_model_is_known() -> None:
