@@ -286,9 +286,7 @@ def topology(
     ] = None,
     options: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="An option of one of the lab's topologies, e.g. degree=3. Repeatable."
-        ),
+        typer.Option("--set", metavar="KEY=VALUE", help="An option of the topology, e.g. degree=3. Repeatable."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Draws random graphs, and groups.")] = 0,
     group_size: Annotated[
@@ -329,6 +327,7 @@ def topology(
             say(f"{known:<22}{what}")
         return
     found: TopologyReport | ScheduleReport
+    chosen = dict(map(assigned, options or ()))
     if name in CHANGING:
         if weights is not None:
             verify_weights(name, weights)
@@ -336,13 +335,11 @@ def topology(
             if value is not None:
                 raise InvalidConfig(f"{option}: is of masked groups and stars, and {name} has none here; leave it out")
         found = analyse_schedule(name, peers, seed=seed, colluders=colluders, parameters=parameters,
-                                 options=dict(map(assigned, options or ())))  # fmt: skip
+                                 options=chosen)  # fmt: skip
     else:
-        if options:
-            raise InvalidConfig(f"--set: options are of {', '.join(CHANGING)}; {name} is none of these")
         found = analyse(name, peers, seed=seed, group_size=8 if group_size is None else group_size,
                         colluders=colluders, alpha_min=1.0 if alpha_min is None else alpha_min, parameters=parameters,
-                        weights=weights)  # fmt: skip
+                        weights=weights, options=chosen)  # fmt: skip
     if plot is not None:
         from p2pfl.simulation.plots import png
 

@@ -6,6 +6,7 @@ first line of a function's docstring is what `p2pfl topology` says of it.
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import networkx as nx
 
@@ -37,45 +38,56 @@ def grid(n: int, seed: int) -> nx.Graph:
     return nx.convert_node_labels_to_integers(nx.grid_2d_graph(rows, n // rows), ordering="sorted")
 
 
-def erdos_renyi(n: int, seed: int) -> nx.Graph:
-    """Each pair linked with probability 2 ln n / n, twice what connects almost all large graphs (Erdos, Renyi 1960)."""
-    chance = min(1.0, 2 * math.log(n) / n)
+def erdos_renyi(n: int, seed: int, *, probability: float | None = None) -> nx.Graph:
+    """Each pair linked with `probability`, or 2 ln n / n: twice what connects almost all graphs (Erdos, Renyi 1960)."""
+    chance = min(1.0, 2 * math.log(n) / n) if probability is None else probability
+    if not 0 < chance <= 1:
+        raise InvalidConfig(f"averaging.options.probability: above 0 and up to 1, not {probability}")
     return _connected("erdos-renyi", n, lambda attempt: nx.gnp_random_graph(n, chance, seed=attempt), seed)
 
 
-def watts_strogatz(n: int, seed: int) -> nx.Graph:
-    """Each node of a ring linked to the next two on either side, and one link in ten moved at random: a small world."""
-    if n <= SMALL_WORLD_DEGREE:
-        raise InvalidConfig(f"topology: watts-strogatz takes {SMALL_WORLD_DEGREE + 1} peers or more, not {n}")
+def watts_strogatz(
+    n: int, seed: int, *, degree: int = SMALL_WORLD_DEGREE, rewired: float = SMALL_WORLD_REWIRED
+) -> nx.Graph:
+    """Each of a ring linked to its four nearest, or `degree`; a tenth of links moved, or `rewired`: a small world."""
+    if degree < 2 or degree % 2 or not 0 <= rewired <= 1:
+        raise InvalidConfig(
+            "averaging.options: watts-strogatz takes an even degree of 2 or more, and moves 0 to 1 of the links "
+            f"(rewired); not {degree} and {rewired}"
+        )
+    if n <= degree:
+        raise InvalidConfig(f"topology: watts-strogatz takes {degree + 1} peers or more, not {n}")
     return _connected(
-        "watts-strogatz",
-        n,
-        lambda attempt: nx.watts_strogatz_graph(n, SMALL_WORLD_DEGREE, SMALL_WORLD_REWIRED, seed=attempt),
-        seed,
+        "watts-strogatz", n, lambda attempt: nx.watts_strogatz_graph(n, degree, rewired, seed=attempt), seed
     )
 
 
-def barabasi_albert(n: int, seed: int) -> nx.Graph:
-    """Each node linked to two that came before it, rather to those with many links: scale-free."""
-    if n <= SCALE_FREE_LINKS:
-        raise InvalidConfig(f"topology: barabasi-albert takes {SCALE_FREE_LINKS + 1} peers or more, not {n}")
-    core = nx.complete_graph(SCALE_FREE_LINKS + 1)
-    return nx.barabasi_albert_graph(n, SCALE_FREE_LINKS, seed=seed, initial_graph=core)
+def barabasi_albert(n: int, seed: int, *, links: int = SCALE_FREE_LINKS) -> nx.Graph:
+    """Each node linked to two that came before it, or `links`, rather to those with many links: scale-free."""
+    if links < 1:
+        raise InvalidConfig(f"averaging.options.links: at least 1, not {links}")
+    if n <= links:
+        raise InvalidConfig(f"topology: barabasi-albert takes {links + 1} peers or more, not {n}")
+    return nx.barabasi_albert_graph(n, links, seed=seed, initial_graph=nx.complete_graph(links + 1))
 
 
-def geometric(n: int, seed: int) -> nx.Graph:
-    """Nodes at random in a unit square, linked where closer than sqrt(2 ln n / (pi n)): radio range.
+def geometric(n: int, seed: int, *, radius: float | None = None) -> nx.Graph:
+    """Nodes at random in a unit square, linked where closer than `radius`, or sqrt(2 ln n / (pi n)): radio range.
 
     Twice the area of a circle that connects almost all large graphs (Gupta, Kumar 1999). A node's `pos` is where it is.
     """
-    radius = math.sqrt(2 * math.log(n) / (math.pi * n))
-    return _connected("geometric", n, lambda attempt: nx.random_geometric_graph(n, radius, seed=attempt), seed)
+    reach = math.sqrt(2 * math.log(n) / (math.pi * n)) if radius is None else radius
+    if not 0 < reach <= math.sqrt(2):
+        raise InvalidConfig(f"averaging.options.radius: above 0 and up to 1.41, the square's diagonal, not {radius}")
+    return _connected("geometric", n, lambda attempt: nx.random_geometric_graph(n, reach, seed=attempt), seed)
 
 
-def clusters(n: int, seed: int) -> nx.Graph:
-    """About sqrt(n) clusters in which all are linked; the first of each cluster is linked to those of the others."""
+def clusters(n: int, seed: int, *, count: int | None = None) -> nx.Graph:
+    """`count` clusters in which all are linked, about sqrt(n) unless said; their first members are linked, too."""
     del seed
-    count = max(1, math.isqrt(n))
+    count = max(1, math.isqrt(n)) if count is None else count
+    if not 1 <= count <= n:
+        raise InvalidConfig(f"averaging.options.count: 1 to {n} clusters, not {count}")
     graph = nx.Graph()
     graph.add_nodes_from(range(n))
     parts = [range(number, n, count) for number in range(count)]
@@ -91,10 +103,10 @@ def _connected(name: str, n: int, draw: Callable[[int], nx.Graph], seed: int) ->
         graph = nx.Graph(draw(seed + 1_000_003 * attempt))
         if nx.is_connected(graph):
             return graph
-    raise InvalidConfig(f"topology: no connected {name} of {n} peers in {DRAWS} draws; take another --seed")
+    raise InvalidConfig(f"topology: no connected {name} of {n} peers in {DRAWS} draws; link more, or take another seed")
 
 
-GRAPHS: Mapping[str, Callable[[int, int], nx.Graph]] = {
+GRAPHS: Mapping[str, Callable[..., nx.Graph]] = {
     **{name: draw for name, draw in TOPOLOGIES.items() if name != "groups"},
     "star": star,
     "grid": grid,
@@ -104,9 +116,10 @@ GRAPHS: Mapping[str, Callable[[int, int], nx.Graph]] = {
     "geometric": geometric,
     "clusters": clusters,
 }
+"""Builders by name; each takes n, a seed, and its options by keyword."""
 
 
-def draw(name: str, n: int, seed: int) -> nx.Graph:
+def draw(name: str, n: int, seed: int, **options: Any) -> nx.Graph:
     """Return the named graph on n nodes; `groups` gives the complete one, as any two may meet in a group.
 
     Raises:
@@ -116,7 +129,7 @@ def draw(name: str, n: int, seed: int) -> nx.Graph:
         raise InvalidConfig(f"--peers: 2 to {MOST_PEERS}, not {n}")
     if name != "groups" and name not in GRAPHS:
         raise InvalidConfig(f"topology: {name!r} is neither a file nor one of groups, {', '.join(GRAPHS)}")
-    return _plain(GRAPHS["complete" if name == "groups" else name](n, seed))
+    return _plain(GRAPHS["complete" if name == "groups" else name](n, seed, **options))
 
 
 def parse(

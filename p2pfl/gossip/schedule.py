@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import networkx as nx
 import numpy as np
@@ -133,7 +133,7 @@ def schedule(name: str, n: int, seed: int, **options: object) -> Schedule:
         name: a key of `SCHEDULES`.
         n: how many peers, two or more.
         seed: of all that is drawn.
-        options: the keyword arguments of the builder; `SCHEDULES[name].__doc__` tells them.
+        options: see `options_of`; the docstrings of the builders tell what they are.
 
     Raises:
         InvalidConfig: there is no such schedule, not for this n, or not with these options.
@@ -142,18 +142,34 @@ def schedule(name: str, n: int, seed: int, **options: object) -> Schedule:
         raise InvalidConfig(f"averaging.topology: {name!r} is unknown; there are {', '.join(SCHEDULES)}")
     if n < 2:
         raise InvalidConfig(f"averaging.topology: {name} takes two peers or more, not {n}")
-    parameters = inspect.signature(SCHEDULES[name]).parameters.values()
-    known = {each.name: each.annotation for each in parameters if each.kind == each.KEYWORD_ONLY}
+    verify_options(name, options)
+    if name == "graph" and "graph" not in options:
+        raise InvalidConfig("averaging.options: the topology graph needs a graph")
+    return SCHEDULES[name](n, seed, **options)
+
+
+def options_of(name: str) -> Mapping[str, inspect.Parameter]:
+    """Return the options of a schedule: the keyword arguments of its builder and, if it has one, of its graph's."""
+    builders = [*([GRAPHS[name]] if name in GRAPHS else []), SCHEDULES[name]]
+    found = (each for builder in builders for each in inspect.signature(builder).parameters.values())
+    return {each.name: each for each in found if each.kind == each.KEYWORD_ONLY}
+
+
+def verify_options(name: str, options: Mapping[str, object]) -> None:
+    """Refuse options that a schedule does not have, and values of another type.
+
+    Raises:
+        InvalidConfig: there is one.
+    """
+    known = {option: parameter.annotation for option, parameter in options_of(name).items()}
     for option, value in options.items():
         if option not in known:
             has = ", ".join(known) or "none"
             raise InvalidConfig(f"averaging.options: {name} has no option {option!r}; it has {has}")
-        if not isinstance(value, known[option]) or (isinstance(value, bool) and known[option] is not bool):
-            wanted = getattr(known[option], "__name__", str(known[option]))
-            raise InvalidConfig(f"averaging.options.{option}: {value!r} is no {wanted}")
-    if name == "graph" and "graph" not in options:
-        raise InvalidConfig("averaging.options: the topology graph needs a graph")
-    return SCHEDULES[name](n, seed, **options)
+        kind = known[option]
+        is_whole = isinstance(value, int) and not isinstance(value, bool) and isinstance(1.0, kind)
+        if not (isinstance(value, kind) or is_whole) or (isinstance(value, bool) and kind is not bool):
+            raise InvalidConfig(f"averaging.options.{option}: {value!r} is no {getattr(kind, '__name__', str(kind))}")
 
 
 def dense(round: Round) -> NDArray[np.float64]:
@@ -310,14 +326,14 @@ def _beacon(seed: int) -> bytes:
     return hashlib.sha256(canonical(["beacon", seed])).digest()
 
 
-def _static(name: str, n: int, seed: int, *, weights: str = "metropolis-hastings") -> Schedule:
+def _static(name: str, n: int, seed: int, *, weights: str = "metropolis-hastings", **options: Any) -> Schedule:
     """Return the schedule of a graph that stays."""
     if name == "complete":
         # No list of its links: of 10 000 peers these are 50 million.
         if weights not in WEIGHTS or weights == "push":
             of_graph(nx.complete_graph(2), weights)
         return Periodic(name, n, "doubly", 1, lambda _: _everybody(n), lambda: nx.complete_graph(n))
-    drawn = GRAPHS[name](n, seed)
+    drawn = GRAPHS[name](n, seed, **options)
     drawn.remove_edges_from(list(nx.selfloop_edges(drawn)))
     return _of(name, drawn, weights)
 
@@ -562,7 +578,7 @@ SCHEDULES: Mapping[str, Callable[..., Schedule]] = {
     "stars": _stars,
     "graph": _given,
 }
-"""Builders by name; those of static undirected graphs have the option `weights`, see `of_graph`."""
+"""Builders by name; those of graphs that stay have the option `weights`, see `of_graph`, and those of their graphs."""
 
 
 def describe(name: str) -> str:

@@ -35,16 +35,23 @@ def exponential(n: int, seed: int) -> nx.Graph:
     return nx.circulant_graph(n, [2**k for k in range((n - 1).bit_length()) if 2**k < n])
 
 
-def random_regular(n: int, seed: int) -> nx.Graph:
-    """Draw a connected graph in which each node has four neighbors (fewer where n does not allow four)."""
-    degree = min(RANDOM_REGULAR_DEGREE, n - 1)
-    degree -= degree * n % 2
+def random_regular(n: int, seed: int, *, degree: int | None = None) -> nx.Graph:
+    """Draw a connected graph in which each node has four neighbors (fewer where n does not allow four), or `degree`."""
+    if degree is None:
+        degree = min(RANDOM_REGULAR_DEGREE, n - 1)
+        degree -= degree * n % 2
+    elif not 1 <= degree < n or degree * n % 2:
+        raise InvalidConfig(
+            f"averaging.options.degree: no {n} peers have {degree} neighbors each; take 1 to {n - 1}"
+            + (", an even number" if n % 2 else "")
+        )
     for attempt in range(100):
         graph = nx.random_regular_graph(degree, n, seed=seed + 1_000_003 * attempt)
         if nx.is_connected(graph):
             return nx.Graph(graph)
     raise InvalidConfig(
-        f"averaging.topology: no connected random-regular graph of {n} peers in 100 draws; use exponential"
+        f"averaging.topology: no connected random-regular graph of {n} peers in 100 draws; use exponential, "
+        "or another degree"
     )
 
 

@@ -26,7 +26,7 @@ from p2pfl.core.errors import InvalidConfig
 from p2pfl.core.settings import Settings, parse_toml, validate
 from p2pfl.gossip.compress import COMPRESSORS
 from p2pfl.gossip.robust import RULES, rule, verify_masks
-from p2pfl.gossip.schedule import SCHEDULES, WEIGHTS, describe
+from p2pfl.gossip.schedule import SCHEDULES, WEIGHTS, describe, options_of
 from p2pfl.learning.algorithms import ALGORITHMS
 from p2pfl.learning.task import load_task
 from p2pfl.learning.tasks import BUILT_IN
@@ -621,10 +621,8 @@ def explain(scenario: Scenario | None = None) -> Iterator[str]:
         yield ""
         yield from _explain_table(table, name, values[name])
     yield from ("", "averaging.topology, and its averaging.options")
-    for name, builder in SCHEDULES.items():
-        options = [
-            p for p in inspect.signature(builder).parameters.values() if p.kind == inspect.Parameter.KEYWORD_ONLY
-        ]
+    for name in SCHEDULES:
+        options = options_of(name).values()
         said = [f"{p.name} = {_said(p.default)}" for p in options if p.name not in NO_OPTIONS]
         said = ["file"] if name == "graph" else said
         yield f"  {name}{'    ' if said else ''}{', '.join(said)}"

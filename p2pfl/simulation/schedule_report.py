@@ -66,11 +66,7 @@ class ScheduleReport:
 
     def figure(self) -> Figure:
         """Draw who hears whom in each of the first rounds."""
-        return rounds_figure(f"{self._called}: {self.peers} peers", self.peers, self.first_rounds)
-
-    @property
-    def _called(self) -> str:
-        return ", ".join([self.name, *(f"{option} = {value}" for option, value in self.options.items())])
+        return rounds_figure(f"{called(self.name, self.options)}: {self.peers} peers", self.peers, self.first_rounds)
 
     def to_json(self) -> str:
         """Return everything as JSON, with `bytes_mean` and `bytes_most` if parameters are known."""
@@ -90,7 +86,7 @@ class ScheduleReport:
         return Group(facts, Text(), Text(describe(self.name)), Text(f"who isolates an update: {leakage}"))
 
     def _facts(self) -> Iterator[tuple[str, str]]:
-        yield "topology", self._called
+        yield "topology", called(self.name, self.options)
         yield "peers", f"{self.peers}"
         yield "matrices", _KINDS[self.kind]
         rounds = "drawn anew in each" if self.period is None else f"they repeat after {self.period}"
@@ -116,6 +112,11 @@ class ScheduleReport:
         mean, most = (f"{sent:.3g} |x|" if scale is None else size_text(sent * scale)
                       for sent in (self.sent_mean, self.sent_most))  # fmt: skip
         return mean if mean == most else f"{mean} on average; a peer sends or hears {most} at most"
+
+
+def called(name: str, options: Mapping[str, Any]) -> str:
+    """Return what a topology with options is called."""
+    return ", ".join([name, *(f"{option} = {value}" for option, value in options.items())])
 
 
 def _count(rounds: int | None) -> str:

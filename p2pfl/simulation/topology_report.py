@@ -1,10 +1,11 @@
 """What an overlay costs and what it gives away, for a terminal, as JSON and as a picture."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import networkx as nx
@@ -28,11 +29,11 @@ from p2pfl.gossip.leakage import (
     worst_cosine,
 )
 from p2pfl.gossip.mixing import consensus_rounds, spectral_gap
-from p2pfl.gossip.schedule import WEIGHTS, Kind, dense, describe, of_graph
+from p2pfl.gossip.schedule import WEIGHTS, Kind, dense, describe, of_graph, verify_options
 from p2pfl.gossip.topology import diameter
 from p2pfl.node.live import size_text
 from p2pfl.simulation.plots import group_places, leakage_figure
-from p2pfl.simulation.schedule_report import CHANGING
+from p2pfl.simulation.schedule_report import CHANGING, called
 
 MOST_BYTES = 16 << 20
 """Of a graph's file; one of 1000 nodes with all links takes 4 MB as a list of edges."""
@@ -229,6 +230,7 @@ def analyse(
     alpha_min: float = 1.0,
     parameters: int | None = None,
     weights: str | None = None,
+    options: Mapping[str, Any] = MappingProxyType({}),
 ) -> TopologyReport:
     """Analyse a named topology, or a graph's file.
 
@@ -241,14 +243,15 @@ def analyse(
         alpha_min: the smallest weight of a contribution, relative to the largest.
         parameters: how many values the model has.
         weights: of the links, a key of `p2pfl.gossip.schedule.WEIGHTS` but push; metropolis-hastings unless given.
+        options: of a named graph, see `p2pfl.gossip.schedule.options_of`; weights have an argument of their own.
 
     Raises:
-        InvalidConfig: there is no such graph, not with weights, or a number is out of range.
+        InvalidConfig: there is no such graph, not with weights or options, or a number is out of range.
     """
     if weights is not None:
         verify_weights(source, weights)
     weights = weights or "metropolis-hastings"
-    graph, names = _load(source, peers, seed)
+    graph, names = _load(source, peers, seed, options)
     if group_size < LEAST_MASKED:
         raise InvalidConfig(f"--group-size: at least {LEAST_MASKED}, not {group_size}")
     if not 0 <= colluders <= len(graph) - 2:
@@ -262,7 +265,7 @@ def analyse(
     size = min(group_size, len(graph))
     count = max(1, len(graph) // size)
     return TopologyReport(
-        name=source,
+        name=called(source, options),
         names=names,
         links=tuple((int(one), int(other)) for one, other in graph.edges),
         degrees=(min(degrees), sum(degrees) / len(degrees), max(degrees)),
@@ -303,8 +306,10 @@ def verify_weights(source: str, weights: str) -> None:
         raise InvalidConfig(f"--weights: {source} makes its own; leave it out, or take one of {', '.join(GRAPHS)}")
 
 
-def _load(source: str, peers: int | None, seed: int) -> tuple[nx.Graph, tuple[str, ...]]:
+def _load(source: str, peers: int | None, seed: int, options: Mapping[str, Any]) -> tuple[nx.Graph, tuple[str, ...]]:
     path = Path(source)
+    if options and source not in GRAPHS:
+        raise InvalidConfig(f"--set: {source} has no options here; a named graph may have, see p2pfl scenario explain")
     if source not in {"groups", *GRAPHS} and path.is_file():
         if peers is not None:
             raise InvalidConfig(f"{source}: a file says itself how many peers there are; leave out --peers")
@@ -320,7 +325,10 @@ def _load(source: str, peers: int | None, seed: int) -> tuple[nx.Graph, tuple[st
         raise InvalidConfig(
             f"topology: {source!r} is neither a file nor one of {', '.join(name for name, _ in topologies())}"
         )
-    graph = draw(source, 20 if peers is None else peers, seed)
+    if "weights" in options:
+        raise InvalidConfig("--set weights: say --weights")
+    verify_options(source, options)
+    graph = draw(source, 20 if peers is None else peers, seed, **options)
     return graph, tuple(str(node) for node in graph)
 
 

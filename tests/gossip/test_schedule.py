@@ -227,6 +227,31 @@ def test_ten_thousand_peers_take_no_more_memory_than_their_links() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "options", "links"),
+    [
+        ("random-regular", {"degree": 6}, 20 * 6 / 2),
+        ("erdos-renyi", {"probability": 1}, 20 * 19 / 2),
+        ("watts-strogatz", {"degree": 6, "rewired": 0.5}, 20 * 6 / 2),
+        ("barabasi-albert", {"links": 3}, 4 * 3 / 2 + 16 * 3),
+        ("geometric", {"radius": 1.41421}, 20 * 19 / 2),
+        ("clusters", {"count": 5}, 5 * 4 * 3 / 2 + 5 * 4 / 2),
+    ],
+)
+def test_a_drawn_graph_has_as_many_links_as_its_options_say(
+    name: str, options: dict[str, object], links: float
+) -> None:
+    made = schedule(name, 20, 7, **options)
+    assert made.graph is not None
+    assert nx.is_connected(made.graph)
+    assert made.graph.number_of_edges() == links != schedule(name, 20, 7).graph.number_of_edges()  # type: ignore[union-attr]
+    matrix = dense(made.at(0))
+    np.testing.assert_allclose(matrix.sum(0), 1)
+    assert set(zip(*np.nonzero(matrix - np.diag(np.diag(matrix))), strict=True)) == {
+        pair for one, other in made.graph.edges for pair in ((one, other), (other, one))
+    }
+
+
+@pytest.mark.parametrize(
     ("name", "n", "options", "line"),
     [
         ("wheel", 5, {}, "averaging.topology: 'wheel' is unknown; there are exponential, ring"),
@@ -252,6 +277,19 @@ def test_ten_thousand_peers_take_no_more_memory_than_their_links() -> None:
         ("moshpit", 10, {"dimensions": 0}, "averaging.options.dimensions: 1 or more"),
         ("stars", 10, {"overlay": "wheel"}, "averaging.options.overlay: 'wheel' is unknown"),
         ("one-peer-exponential", 8, {"order": "any"}, "neither cyclic nor shuffled"),
+        ("random-regular", 5, {"degree": 3}, "no 5 peers have 3 neighbors each; take 1 to 4, an even number"),
+        ("random-regular", 6, {"degree": 6}, "no 6 peers have 6 neighbors each; take 1 to 5"),
+        ("random-regular", 6, {"degree": 1}, "no connected random-regular graph of 6 peers in 100 draws"),
+        ("erdos-renyi", 9, {"probability": 0}, "averaging.options.probability: above 0 and up to 1, not 0"),
+        ("erdos-renyi", 99, {"probability": 0.001}, "no connected erdos-renyi of 99 peers in 100 draws; link more"),
+        ("watts-strogatz", 9, {"degree": 3}, "takes an even degree of 2 or more"),
+        ("watts-strogatz", 9, {"rewired": 1.5}, "moves 0 to 1 of the links"),
+        ("watts-strogatz", 8, {"degree": 8}, "watts-strogatz takes 9 peers or more, not 8"),
+        ("barabasi-albert", 9, {"links": 0}, "averaging.options.links: at least 1, not 0"),
+        ("barabasi-albert", 4, {"links": 4}, "barabasi-albert takes 5 peers or more, not 4"),
+        ("geometric", 9, {"radius": 2}, "averaging.options.radius: above 0 and up to 1.41"),
+        ("geometric", 9, {"radius": "far"}, "averaging.options.radius: 'far' is no float"),
+        ("clusters", 9, {"count": 10}, "averaging.options.count: 1 to 9 clusters, not 10"),
         ("graph", 3, {}, "the topology graph needs a graph"),
         ("graph", 3, {"graph": nx.path_graph(4)}, "the graph has 4 nodes, and there are 3 peers"),
         ("graph", 4, {"graph": nx.Graph([(0, 1), (2, 3)])}, "not connected"),

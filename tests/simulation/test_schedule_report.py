@@ -8,7 +8,7 @@ import pytest
 from p2pfl.cli import main
 from p2pfl.core.errors import InvalidConfig
 from p2pfl.gossip.graphs import GRAPHS
-from p2pfl.gossip.schedule import SCHEDULES, WEIGHTS
+from p2pfl.gossip.schedule import SCHEDULES, WEIGHTS, options_of
 from p2pfl.simulation.plots import png
 from p2pfl.simulation.schedule_report import CHANGING, analyse_schedule
 from tests.simulation.test_topology_report import printed
@@ -56,7 +56,9 @@ def test_options_are_those_of_the_lab() -> None:
 
 def test_an_option_that_a_topology_does_not_read_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     for asked, line in (
-        ("ring --set degree=4", "options are of static-exponential, one-peer-exponential, base, "),
+        ("ring --set degree=4", "ring has no option 'degree'; it has weights"),
+        ("groups --set size=4", "--set: groups has no options here"),
+        ("ring --set weights=uniform", "say --weights"),
         ("base --group-size 4", "--group-size: is of masked groups and stars, and base has none here"),
         ("base --set degree", "--set degree: write key=value"),
     ):
@@ -95,3 +97,8 @@ def test_the_guide_has_a_line_for_every_topology_and_every_weight() -> None:
     section = GUIDE.read_text(encoding="utf-8").partition("\n## Topologies\n")[2].partition("\n## ")[0]
     for name in (*SCHEDULES, *WEIGHTS):
         assert f"\n| `{name}` | " in section, name
+    for name in SCHEDULES:
+        row = section.partition(f"\n| `{name}` | ")[2].partition("\n")[0]
+        known = {"graph": "file"}
+        options = {known.get(option, option) for option in options_of(name)} - {"beacon"}
+        assert {word.strip("` ") for word in row.split("|")[1].split(",")} - {""} == options, name
