@@ -95,8 +95,9 @@ class Node:
 
 
 class GroupPump:
-    """Everything arrives at once; time passes only when nothing is under way. Training takes a second."""
+    """Everything arrives at once; time passes only when nothing is under way."""
 
+    train_seconds = 1.0
     masked = False
     change_clip: float | None = None
     """Of changes in words of 16 bits, if they are averaged."""
@@ -205,7 +206,9 @@ class GroupPump:
                 node.asked.append(effect)
                 if place not in self.slow:
                     trained = Trained(round, self.step(place, round, vector), *self.report(place))
-                    heapq.heappush(self.later, (self.now + 1.0, next(self.numbers), place, node, trained))
+                    heapq.heappush(
+                        self.later, (self.now + self.train_seconds, next(self.numbers), place, node, trained)
+                    )
             case Compute(key, work):
                 self.queue.append((place, Computed(key, work())))
             case Persist(key, record):

@@ -119,7 +119,7 @@ GRAPHS: Mapping[str, Callable[..., nx.Graph]] = {
 """Builders by name; each takes n, a seed, and its options by keyword."""
 
 
-def draw(name: str, n: int, seed: int, **options: Any) -> nx.Graph:
+def draw(name: str, n: int, seed: int, /, **options: Any) -> nx.Graph:
     """Return the named graph on n nodes; `groups` gives the complete one, as any two may meet in a group.
 
     Raises:

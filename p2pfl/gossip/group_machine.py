@@ -248,9 +248,10 @@ class _Sight:
     Attributes:
         linked: who has a link to this peer, and this peer.
         expected: whom the session waits for.
-        lagging: who of these is still in an earlier round.
+        lagging: who of these is in an earlier round, together with its group: that may be getting over a death.
         may_skip: whether enough others are in this round or beyond, so that it may be passed without a sum.
         is_behind: whether so many are further on that this round is over for them.
+        is_together: whether others of the group are in this round, and hardly any further on.
     """
 
     linked: frozenset[int]
@@ -258,6 +259,7 @@ class _Sight:
     lagging: frozenset[int]
     may_skip: bool
     is_behind: bool
+    is_together: bool
 
 
 @dataclass
@@ -813,20 +815,35 @@ class GroupMachine:
         if self._sight is not None and self._sight[0] == of:
             return self._sight[1], False
         terms, members, further = session.terms, self._members, Round(self._round + 1)
+        gone_on = members.claiming(terms.group, further)
         if self._round < self._plan.rounds:
             expected = members.expected(terms.group, self._round)
         else:  # the last average is everybody's: also whoever lags is waited for, as long as it is here
             expected = members.present(terms.group)
         if terms.centre in (None, terms.me):
-            is_behind = members.claiming(terms.group, further) > self._plan.colluders
+            is_behind = gone_on > self._plan.colluders
         else:  # without the centre nothing more will happen
             is_behind = members.claiming((terms.centre,), further) > 0
         is_behind = is_behind or members.front(self._plan.colluders) >= self._round + 2
         linked = members.linked_in(terms.group, self._plan.me)
-        lagging = frozenset(who for who in expected if members[who].claim < self._round)
-        sight = _Sight(linked, expected, lagging, self._are_enough_here(), is_behind)
+        here = members.claiming(terms.group, self._round) - gone_on
+        is_together = self._plan.graph is None and here > 0 and gone_on <= self._plan.colluders
+        sight = _Sight(linked, expected, self._lagging(expected), self._are_enough_here(), is_behind, is_together)
         self._sight = of, sight
         return sight, True
+
+    def _lagging(self, expected: frozenset[int]) -> frozenset[int]:
+        """Return who of these is in an earlier round together with its group, not behind it."""
+        members, round, me = self._members, self._round, self._plan.me
+        late = {who for who in expected if members[who].claim < round}
+        if self._plan.graph is not None or not late or round == 0:
+            return frozenset()
+        return frozenset(
+            who
+            for group in self._plan.groups(Round(round - 1))
+            if members.claiming(group, round) + (me in group) <= self._plan.colluders
+            for who in late.intersection(group)
+        )
 
     def _are_enough_here(self) -> bool:
         """Return whether so many others are in this round or beyond that this peer may pass it without a sum.
@@ -903,11 +920,11 @@ class GroupMachine:
             self._behind_at = None
             return
         if self._behind_at is None:
-            # A group none of whose members has gone on may be getting over a death.
-            together = self._members.claiming(session.terms.group, Round(self._round + 1)) == 0
-            self._behind_at = now + (LONGEST_SUM if together else 1) * self._stage
             session.pull()
-        elif now >= self._behind_at and not (session.spent and session.wakes_at is not None):
+        # A group that is here together may be getting over a death.
+        until = now + (LONGEST_SUM if sight.is_together else 1) * self._stage
+        self._behind_at = until if self._behind_at is None else min(self._behind_at, until)
+        if now >= self._behind_at and not (session.spent and session.wakes_at is not None):
             session.give_up()
 
     def _close(self, session: Session, now: Seconds) -> list[Effect]:

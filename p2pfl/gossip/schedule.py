@@ -126,7 +126,7 @@ class Drawn:
         return self.make(round)
 
 
-def schedule(name: str, n: int, seed: int, **options: object) -> Schedule:
+def schedule(name: str, n: int, seed: int, /, **options: object) -> Schedule:
     """Return the named schedule for n peers.
 
     Args:

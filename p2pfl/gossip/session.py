@@ -82,8 +82,9 @@ LEAST_WORK = 2.0**22
 REPEATS = 4
 """How often a peer asks for what it lacks before it takes somebody for gone; a guess: where every second message is
 lost, one in sixteen stays so."""
-LONGEST_SUM = 3
-"""Stages that members of another group may take longer than the patience, if one of them dies in the middle."""
+LONGEST_SUM = 4
+"""Stages that a group may take longer than the patience, if one of its members dies in the middle; where stages are a
+second and the patience five, three were measured."""
 ANSWER_PAUSE = 0.05
 """Seconds in which a member gets one answer to the same request; a guess: below any timer of an honest one."""
 
@@ -113,7 +114,7 @@ class _Work:
     base: bytes = b""
     """The digest of the base that changes are averaged from; empty where whole models are."""
     awaited: frozenset[int] = frozenset()
-    """Whose advert is waited for when the patience is over: who has been in an earlier round until shortly before."""
+    """Whose advert is waited for when the patience is over: who was late into this round, with its group."""
     enrolled: bool = False
     """Whether this peer is one of the session's members and said that it is ready; else it watches."""
     began: bool = False
@@ -193,7 +194,7 @@ class Session:
         self._keyring = keyring
         self._statements = Statements()
         self._now = now
-        self._at: dict[str, float] = {}
+        self._at: dict[str, float] = {"late": now + terms.patience}
         self._work = _Work()
         self._vector: Vector | None = None
         self._metrics = Metrics()
@@ -634,7 +635,7 @@ class Session:
         Args:
             now: the time.
             expected: members of the group that are linked and keep step.
-            lagging: who of these is still in an earlier round.
+            lagging: who of these is in an earlier round, together with its group.
         """
         due, self._now = self.wakes_at, now
         self._note_transfers()
@@ -765,7 +766,9 @@ class Session:
             keys = work.secrets.advert()
         effects = self._state(Advert(self.terms.round, work.attempt, float(seconds), keys, base))
         self._set("repeat", self.patience.seconds)
-        self._set("alone", 2 * self.terms.patience if work.attempt == 0 else 4 * self._stage)
+        patience = self.terms.patience
+        alone = max(2 * patience, patience + LONGEST_SUM * self._stage)
+        self._set("alone", alone if work.attempt == 0 else 4 * self._stage)
         return effects
 
     def _bears_adverts(self) -> bool:
@@ -773,6 +776,9 @@ class Session:
 
     def _enroll(self, expected: frozenset[int], lagging: frozenset[int]) -> list[Effect]:
         work = self._work
+        if work.attempt == 0:
+            # Whoever was not late into this round is waited for as long as its steps take, and not longer.
+            work.awaited = work.awaited & expected if self._is_due("late") else lagging
         if work.members or self._is_ahead_in_attempts():
             return []
         adverts = self._statements.signed(Advert, work.attempt)
@@ -781,7 +787,6 @@ class Session:
         if work.attempt == 0:
             self._set("close", self.terms.patience)
             self._set("close at most", self.terms.patience + LONGEST_SUM * self._stage)
-            work.awaited = work.awaited if self._is_due("close") else lagging
         else:
             self._set("close", 2 * self._stage)
         # A star's centre knows best whom to wait for.
@@ -805,8 +810,7 @@ class Session:
     @property
     def _is_closed(self) -> bool:
         """Whether the patience for adverts is over: longer for those whose last round may have lost somebody."""
-        work = self._work
-        awaited = (work.awaited & self._reached).difference(self._statements.signed(Advert, work.attempt))
+        awaited = self._work.awaited.difference(self._statements.signed(Advert, 0))
         return self._is_due("close") and (not awaited or self._is_due("close at most"))
 
     def _common_base(self, members: Sequence[int]) -> bytes:
@@ -927,8 +931,10 @@ class Session:
             return []
         # What the dead said others pass on. Waiting on for it would take longer than those that are through with their
         # round wait for the living members in the next.
-        lacks_gone = not self._reached >= set(work.members) - set(said)
-        is_over = self._is_due("ready at most") or (self._is_due("ready") and lacks_gone)
+        silent = set(work.members) - set(said) - {self.terms.me}
+        gone = any(who not in self._reached or self.heard_at(who) == -math.inf for who in silent)
+        is_gone = self._lasts("silent gone", gone, self._stage)
+        is_over = self._is_due("ready at most") or (self._is_due("ready") and is_gone)
         if is_over and (not began or self._is_due("began")):
             return self._try_again()
         if began:
@@ -1690,8 +1696,8 @@ class Session:
         return self._statements.holds(statement) or self._check.has_refuted(statement)
 
     def took_part(self, who: int) -> bool:
-        """Return whether a member gave a sign of taking part in this round."""
-        adverts = (self._statements.signed(Advert, attempt) for attempt in range(MAX_ATTEMPTS))
+        """Return whether a member gave a sign of taking part in this round, in an attempt that there was."""
+        adverts = (self._statements.signed(Advert, attempt) for attempt in range(self._work.attempt + 1))
         return who in self._work.members or any(who in each for each in adverts)
 
     def pull(self) -> None:

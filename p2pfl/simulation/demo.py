@@ -57,8 +57,8 @@ DEADLINES = {"start": 60.0, "round": 5.0}
 """In seconds. Nobody but a peer that hangs lets the second pass, and it does so once: then no round waits for it. Far
 above what a machine that is busy with other work takes for a round, so that equal seeds give equal models."""
 CHAOS_DEADLINES = {"start": 60.0, "round": 4.0, "heartbeat": 2.0, "silence": 6.0}
-"""Shorter where peers are frozen on purpose: one that hangs costs the group 1.5 s in one round, and one that dies in
-the middle of a sum some stages of at most a second each."""
+"""Shorter where peers are frozen on purpose: one that hangs costs its group the second once, and one that dies in the
+middle of a sum some stages of at most a second each."""
 
 
 @dataclass(frozen=True)

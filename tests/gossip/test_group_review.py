@@ -143,6 +143,14 @@ def test_a_vote_of_one_who_is_no_member_of_a_session_spoils_no_proof() -> None:
     assert released.session == past.id
 
 
+def test_an_advert_for_an_attempt_that_never_was_is_no_sign_of_taking_part() -> None:
+    """Else one that always comes too late is waited for in every round."""
+    session = session_of_five()
+    session.told(signed(1, Advert(session.terms.round, 2, 0.0)), 0.0)
+    session.told(signed(2, Advert(session.terms.round, 0, 0.0)), 0.0)
+    assert (session.took_part(1), session.took_part(2)) == (False, True)
+
+
 @pytest.mark.parametrize("signature", [64, 128])
 def test_the_proof_of_the_largest_group_fits_into_a_message(signature: int) -> None:
     session = session_of_five()

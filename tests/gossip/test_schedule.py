@@ -264,6 +264,7 @@ def test_a_drawn_graph_has_as_many_links_as_its_options_say(
         ("hypercube", 6, {}, "power of two"),
         ("path", MOST_OPTIMISED + 1, {"weights": "optimal"}, "optimal takes at most"),
         ("star", 10_000, {}, "take fewer peers, or a topology with fewer neighbors"),
+        ("base", 5, {"seed": 5}, "base has no option 'seed'; it has degree, simple"),
         ("base", 5, {"degree": 5}, "averaging.options.degree: 1 to 4, not 5"),
         ("el-local", 5, {"sends": 5}, "averaging.options.sends: 1 to 4, not 5"),
         ("el-oracle", 5, {"sends": 0}, "averaging.options.sends: 1 to 4, not 0"),
