@@ -87,6 +87,7 @@ class TopologyReport:
 
     Attributes:
         name: of the topology, or the file.
+        options: of the topology, as asked for.
         names: the peers', in the order of the graph's nodes.
         links: pairs of nodes.
         degrees: the smallest, the mean and the largest number of neighbors.
@@ -109,6 +110,7 @@ class TopologyReport:
     """
 
     name: str
+    options: Mapping[str, Any]
     names: tuple[str, ...]
     links: tuple[tuple[int, int], ...]
     degrees: tuple[int, float, int]
@@ -135,7 +137,9 @@ class TopologyReport:
         graph.add_nodes_from(range(len(self.names)))
         graph.add_edges_from(self.links)
         shown = next(mode for mode in self.modes if mode.name == "neighborhoods")
-        return leakage_figure(graph, self.names, self.name, shown.colluders, shown.victim, self.places)
+        return leakage_figure(
+            graph, self.names, called(self.name, self.options), shown.colluders, shown.victim, self.places
+        )
 
     def _groups_figure(self) -> Figure:
         """Draw the groups of the first round, and who isolates an update of the smallest, if it may be averaged."""
@@ -176,7 +180,7 @@ class TopologyReport:
 
     def _facts(self) -> Iterator[tuple[str, str]]:
         low, mean, high = self.degrees
-        yield "topology", self.name
+        yield "topology", called(self.name, self.options)
         yield "peers, links", f"{len(self.names)}, {len(self.links)}"
         yield "neighbors", f"{low}" if low == high else f"{low} to {high}, {mean:.1f} on average"
         yield "diameter", f"{self.diameter} hop{'s' if self.diameter > 1 else ''}"
@@ -265,7 +269,8 @@ def analyse(
     size = min(group_size, len(graph))
     count = max(1, len(graph) // size)
     return TopologyReport(
-        name=called(source, options),
+        name=source,
+        options=dict(options),
         names=names,
         links=tuple((int(one), int(other)) for one, other in graph.edges),
         degrees=(min(degrees), sum(degrees) / len(degrees), max(degrees)),

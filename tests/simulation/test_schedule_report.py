@@ -11,6 +11,7 @@ from p2pfl.gossip.graphs import GRAPHS
 from p2pfl.gossip.schedule import SCHEDULES, WEIGHTS, options_of
 from p2pfl.simulation.plots import png
 from p2pfl.simulation.schedule_report import CHANGING, analyse_schedule
+from p2pfl.simulation.topology_report import analyse
 from tests.simulation.test_topology_report import printed
 
 GUIDE = Path(__file__).parents[2] / "docs" / "simulation.md"
@@ -43,6 +44,9 @@ def test_the_figures_are_those_of_the_rounds() -> None:
 
 
 def test_options_are_those_of_the_lab() -> None:
+    regular = analyse("random-regular", 20, options={"degree": 6})
+    assert (regular.name, regular.options, regular.degrees) == ("random-regular", {"degree": 6}, (6, 6.0, 6))
+    assert "random-regular, degree = 6" in printed(regular, 80)
     base = analyse_schedule("base", 25, options={"degree": 4})
     assert (base.contraction.exact_after, base.heard) == (2, (4, 4.0, 4)), "25 is a power of 5"
     assert "base, degree = 4" in printed(base, 80)

@@ -4,7 +4,7 @@ Owns which optimizers do the same to peers' stacked tensors as to each peer's ow
 What they remember is stacked as well, and lives on from round to round, as in `p2pfl.learning.trainer`.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from p2pfl.core.errors import InvalidConfig
 from p2pfl.learning.task import Task, blame, make_model
 from p2pfl.learning.vector import layout
-
-Make = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 ELEMENTWISE = (
     torch.optim.SGD,
